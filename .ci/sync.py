@@ -1,0 +1,62 @@
+"""Write every fact that has its home elsewhere: links, the version, and README.md.
+
+Links come from [project.urls] in pyproject.toml and the version from semissl/__init__.py; they are written into
+CITATION.cff and the notebooks. README.md is nbs/index.ipynb through nbconvert.
+
+    python .ci/sync.py            write
+    python .ci/sync.py --check    write nothing; name the files that differ and exit with 1
+
+After a change of owner: edit pyproject.toml, run this, then `nbdev-export`.
+"""
+import posixpath, re, sys, tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def facts(root: Path = ROOT) -> dict:
+    "The package's name, links and version."
+    project = tomllib.loads((root/"pyproject.toml").read_text(encoding="utf-8"))["project"]
+    version = re.search(r'^__version__ = "(.+)"$', (root/"semissl/__init__.py").read_text(encoding="utf-8"), re.M)[1]
+    repository = project["urls"]["Repository"].rstrip("/")
+    return dict(name=project["name"], description=project["description"], version=version, repository=repository,
+                slug=repository.removeprefix("https://github.com/"), site=project["urls"]["Documentation"])
+
+def link(text: str, f: dict) -> str:
+    "`text` with every link to the repository, its files at a tag, and the site as `f` has them."
+    name = re.escape(f["name"])
+    text = re.sub(rf"(/github/|github\.com/|githubusercontent\.com/)[\w.-]+/{name}\b", rf"\g<1>{f['slug']}", text)
+    text = re.sub(rf"({re.escape(f['slug'])}(?:\.git)?(?:/blob/|/raw/|/tree/|@|/))v\d+(?:\.\d+)+", rf"\g<1>v{f['version']}", text)
+    return re.sub(rf"https://[\w.-]+\.github\.io/{name}\b/?", f["site"], text)
+
+def cite(text: str, f: dict) -> str:
+    "CITATION.cff with the links and the version of `f`."
+    return re.sub(r"^version: .*$", f"version: {f['version']}", link(text, f), flags=re.M)
+
+def readme(index: str) -> str:
+    "README.md from the text of nbs/index.ipynb: nbconvert's markdown, with links that start at the root."
+    import nbformat
+    from nbconvert import MarkdownExporter
+    from traitlets.config import Config
+    hide = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}}
+    text, _ = MarkdownExporter(config=Config(hide)).from_notebook_node(nbformat.reads(index, as_version=4))
+    text = re.sub(r"\]\((?![a-z]+:|#|/)([^)\s]+)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])}", text)
+    return "<!-- made from nbs/index.ipynb by .ci/sync.py: edit that notebook -->\n\n" + text.strip() + "\n"
+
+def wanted(root: Path = ROOT) -> dict[Path, str]:
+    "Each file this script answers for, with the text it should have."
+    f, files = facts(root), {}
+    for path in sorted((root/"nbs").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" not in path.parts: files[path] = link(path.read_text(encoding="utf-8"), f)
+    files[root/"CITATION.cff"] = cite((root/"CITATION.cff").read_text(encoding="utf-8"), f)
+    files[root/"README.md"] = readme(files[root/"nbs/index.ipynb"])
+    return files
+
+def main() -> int:
+    stale = {p: t for p, t in wanted().items() if not p.exists() or p.read_text(encoding="utf-8") != t}
+    check = sys.argv[1:] == ["--check"]
+    for path, text in stale.items():
+        print("differs:" if check else "wrote:", path.relative_to(ROOT))
+        if not check: path.write_text(text, encoding="utf-8")
+    return int(check and bool(stale))
+
+if __name__ == "__main__": sys.exit(main())
