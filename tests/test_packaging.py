@@ -224,6 +224,11 @@ def test_modules_and_notebooks_agree():
 def test_experiments_exist_and_are_not_run_as_tests():
     assert (NBS/"experiments/train.ipynb") in EXPERIMENTS and (NBS/"experiments/.notest").exists()
 
+def test_every_notebook_is_on_the_site():
+    "mkdocs --strict says so too, after minutes."
+    listed = set(re.findall(r"\S+\.ipynb", (ROOT/"mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {p.relative_to(NBS).as_posix() for p in [NBS/"index.ipynb", *MODULE_NOTEBOOKS, *EXPERIMENTS]}
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
 def test_one_parameters_cell(path):
     "papermill needs exactly one; each line is `name = literal  # reason`, which papermill and Colab's forms both read."
