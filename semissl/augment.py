@@ -289,8 +289,8 @@ def squares(
     rows, cols = (_centres(height, box) - cy).abs() < half, (_centres(width, box) - cx).abs() < half
     return (rows[:, :, None] & cols[:, None])[:, None]
 
-# %% ../nbs/01_augment.ipynb #48839600
-_CHUNK = 2 ** 17 # pixels of a CPU chunk
+# %% ../nbs/01_augment.ipynb #db4ac97c
+_CHUNK = 2 ** 18 # pixels of a CPU chunk
 
 def _in_chunks(x): return x.device.type == "cpu" and not torch.compiler.is_compiling()
 

@@ -117,7 +117,7 @@ class PseudoLabels(nn.Module):
         self.variance.lerp_(everyone.var(unbiased=False), 1 - d)
         return y, torch.exp(-2 * (confidence - self.mu).clamp(max=0)**2 / self.variance.clamp(min=1e-6))
 
-# %% ../nbs/06_module.ipynb #cda11e40
+# %% ../nbs/06_module.ipynb #51911376
 class SemiSSL(L.LightningModule):
     "The method as a LightningModule: built objects in, one step, an averaged classifier out."
     def __init__(self,
@@ -216,7 +216,8 @@ class SemiSSL(L.LightningModule):
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         self.ema.update(nn.Sequential(self.encoder, self.head), batch.step)
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None: checkpoint["semissl"] = self.card
+    def on_save_checkpoint(self, checkpoint: dict) -> None: checkpoint["semissl"] = self.card | {"total_steps": self.total_steps}
+    def on_load_checkpoint(self, checkpoint: dict) -> None: self.total_steps = checkpoint["semissl"]["total_steps"]   # a budget of time may have changed it
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K) of the averaged weights."
