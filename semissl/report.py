@@ -10,11 +10,11 @@ __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'RED', 'GREEN', 'PALETTE', 'MARKERS', 
            'learning_curves', 'accuracy_bars', 'confusion', 'class_order', 'class_correlation_pair',
            'representation_map', 'neighbour_grid', 'mistakes', 'confidence_histogram', 'reliability', 'run_figures',
            'save_figures', 'result_row', 'rows_to_json', 'read_rows', 'results_table', 'accuracy_against_labels',
-           'summary_table']
+           'summary_table', 'ratio_table']
 
-# %% ../nbs/12_report.ipynb #6b09c1d3
+# %% ../nbs/12_report.ipynb #2111025a
 import base64, io, json, textwrap, warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -864,3 +864,19 @@ def summary_table(
     for key, rows in table.groupby(by, sort=False, dropna=False):
         lines.append("| " + " | ".join([*map(str, key), str(len(rows)), *(_cell(rows[c], c) for c in columns)]) + " |")
     return "\n".join([*lines, "", _provenance(table)])
+
+# %% ../nbs/12_report.ipynb #a4f711d0
+def ratio_table(
+    rows: Sequence[Mapping],       # each with measure, against, ratio, ratio_min, ratio_max, n, device, commit
+    measures: Mapping[str, str],   # measure -> its words, in the order of the lines
+) -> str:                          # a markdown table and a line on where it comes from
+    "Markdown table of ratios; ValueError for a measure that has no row."
+    missing = [m for m in measures if m not in {r["measure"] for r in rows}]
+    if missing: raise ValueError(f"expected rows of every measure, got none of {', '.join(missing)}")
+    kept = [r for r in rows if r["measure"] in measures]
+    others = list(dict.fromkeys(r["against"] for r in kept))
+    cell = {(r["measure"], r["against"]): f"{r['ratio']:.3g} ({r['ratio_min']:.3g} to {r['ratio_max']:.3g})" for r in kept}
+    lines = ["| | " + " | ".join(others) + " |", "| --- |" + " ---: |" * len(others)]
+    lines += [f"| {words} | " + " | ".join(cell.get((m, other), "") for other in others) + " |" for m, words in measures.items()]
+    told = lambda key: ", ".join(sorted({str(r[key]) for r in kept}))
+    return "\n".join([*lines, "", f"Median ratio (smallest to largest) of {told('n')} turns; device {told('device_name')}; commit {told('commit')}; torch {told('torch')}."])
