@@ -56,7 +56,7 @@ def learning_rate(
     if step < rise: return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * min(1, (step - rise) / max(1, total - rise))))
 
-# %% ../nbs/06_module.ipynb #93daa6b0
+# %% ../nbs/06_module.ipynb #571562bd
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch normalisation over the rows of all DDP processes, each with the same number, on any device (Ioffe & Szegedy 2015)."
     def _check_input_dim(self, x: Tensor) -> None: pass                        # whatever the layer it replaces took
@@ -78,9 +78,12 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 def globalise(
     model: nn.Module,  # changed in place; weights, buffers and their names stay
 ) -> nn.Module:        # the same model
-    "Let every batch normalisation of a model take its statistics over all processes."
-    for m in model.modules():
-        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.__class__ = GlobalBatchNorm
+    "Let every batch normalisation of a model take its statistics over all processes; ValueError for a kind that is not PyTorch's BatchNorm1d or 2d with weights."
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for m in norms:
+        if type(m) not in (nn.BatchNorm1d, nn.BatchNorm2d, GlobalBatchNorm) or not m.affine:
+            raise ValueError(f"expected batch normalisation by BatchNorm1d or BatchNorm2d with weights in an encoder that processes share, got {type(m).__name__}: use one process or another encoder")
+    for m in norms: m.__class__ = GlobalBatchNorm
     return model
 
 # %% ../nbs/06_module.ipynb #1d574b1e

@@ -415,7 +415,7 @@ class Progress(TQDMProgressBar):
         row = self.recorder.rows[-1] if self.recorder.rows else {}
         return {k: f"{row[k]:.3f}" for k in ("loss", "labelled_accuracy") if k in row}
 
-# %% ../nbs/08_train.ipynb #0075cc42
+# %% ../nbs/08_train.ipynb #06c51e5d
 class Loader(L.LightningDataModule):
     "The batches of a task on the trainer's own device, each process with its share."
     def __init__(self, images: ImageSet, config: TrainConfig):
@@ -435,6 +435,8 @@ class Budget(Callback):
         every: int = 10,     # steps between two estimates
     ):
         self.seconds, self.recorder, self.every, self.marks = seconds, recorder, every, []
+
+    def on_train_start(self, trainer, module): trainer.should_stop = trainer.global_step >= module.total_steps   # a finished training that is called again
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         done = batch.step + 1
@@ -457,8 +459,7 @@ def train(
     folder: Path | None = None,  # where last.ckpt goes and from which it resumes; None = no checkpoint
 ) -> float:                 # seconds of training in this process
     "Train for the budget or the epochs of the configuration, from last.ckpt when there is one; FloatingPointError on a loss that is not finite."
-    shared, gpu = config.devices * config.nodes > 1, torch.cuda.is_available()
-    if shared and not gpu: globalise(model)
+    if config.devices * config.nodes > 1: globalise(model)
     per_epoch, (seconds, _) = len(task.train) // config.batch_size, parse_budget(config.budget)
     callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config)]
     often = dict(train_time_interval=timedelta(seconds=max(10, seconds / 20))) if seconds else dict(every_n_epochs=max(1, model.total_steps // per_epoch // 20))
@@ -468,8 +469,7 @@ def train(
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*")   # the average is meant to be in eval mode
-        trainer = L.Trainer(max_epochs=-1 if seconds else -(-model.total_steps // per_epoch), devices=config.devices, num_nodes=config.nodes, sync_batchnorm=shared and gpu,
-                            precision=precision(config), callbacks=callbacks, logger=False,
+        trainer = L.Trainer(max_epochs=-1 if seconds else -(-model.total_steps // per_epoch), devices=config.devices, num_nodes=config.nodes, precision=precision(config), callbacks=callbacks, logger=False,
                             enable_checkpointing=bool(folder), enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
                             default_root_dir=folder)
         trainer.fit(model, datamodule=Loader(task.train, config), ckpt_path=last if last and last.exists() else None, weights_only=True)
