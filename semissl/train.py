@@ -12,7 +12,7 @@ __all__ = ['OBJECTIVES', 'FORMS', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'REPAI
            'measure', 'baseline', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name',
            'peak_memory', 'fit', 'write_result', 'truth', 'main']
 
-# %% ../nbs/08_train.ipynb #0427c442
+# %% ../nbs/08_train.ipynb #1af841aa
 import argparse
 import csv
 import difflib
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -692,7 +693,7 @@ def write_result(
     write_whole(run_dir / "predictions.csv", lambda p: write_predictions(p, task.test, after.get("probabilities")))
     write_whole(run_dir / "result.json", lambda p: p.write_text(json.dumps(result, indent=1), encoding="utf-8"))
 
-# %% ../nbs/08_train.ipynb #02c2f48c
+# %% ../nbs/08_train.ipynb #204646c9
 def truth(word: str) -> bool:  # of "True" and "False"
     "A bool as Python writes it; ValueError for another word."
     if word not in ("True", "False"): raise ValueError(f"expected True or False, got {word!r}")
@@ -706,5 +707,5 @@ def main(
                                      allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for f in fields(TrainConfig): parser.add_argument(f"--{f.name}", type=truth if f.type is bool else f.type, default=f.default, metavar=f.type.__name__, help=" ")
     config = TrainConfig(**vars(parser.parse_args(words)))
-    result = fit(config)
+    with redirect_stdout(sys.stderr): result = fit(config)             # what is told on the way; stdout holds the result alone
     if rank_zero_only.rank == 0: print(json.dumps(result.metrics | {"run_dir": str(result.run_dir)}, indent=1))
