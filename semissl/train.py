@@ -7,14 +7,15 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 # %% auto #0
 __all__ = ['OBJECTIVES', 'FORMS', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'REPAID_BY', 'METRICS', 'TrainConfig', 'check_type',
            'parse_budget', 'config_from', 'Task', 'own_test_part', 'load_task', 'hold_out', 'fit_test', 'objective',
-           'policies', 'build', 'precision', 'compile_encoder', 'wandb_mode', 'Tracker', 'Recorder', 'read_rows',
-           'Progress', 'Loader', 'Budget', 'Compile', 'train', 'steps_of', 'Result', 'write_whole', 'open_run_dir',
-           'measure', 'baseline', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name',
-           'peak_memory', 'fit', 'write_result', 'truth', 'main']
+           'policies', 'build', 'precision', 'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker',
+           'Recorder', 'read_rows', 'Progress', 'Loader', 'Budget', 'Compile', 'train', 'steps_of', 'Result',
+           'write_whole', 'open_run_dir', 'measure', 'baseline', 'picture_arrays', 'write_predictions', 'versions',
+           'commit', 'device_name', 'peak_memory', 'fit', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
 import csv
+import ctypes
 import difflib
 import json
 import logging
@@ -281,6 +282,13 @@ def compile_encoder(
     model.encoder.compile()
     return True
 
+# %% ../nbs/08_train.ipynb #f670a44d
+def keep_freed_memory() -> bool:  # whether the C library is one that can (glibc)
+    "Let the C library of this process keep large freed blocks instead of giving them back to the system (mallopt(3))."
+    if platform.libc_ver()[0] != "glibc": return False
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, mallopt = -1, -3, ctypes.CDLL(None).mallopt
+    return all(mallopt(what, BIG) for what in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+
 # %% ../nbs/08_train.ipynb #b225fc43
 def wandb_mode() -> str:
     "WANDB_MODE when set; else \"online\" with a key in the environment or in netrc, \"offline\" without one."
@@ -467,6 +475,7 @@ def train(
     if folder: callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, **often))
     last = folder / "last.ckpt" if folder else None
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)
+    if not torch.cuda.is_available(): keep_freed_memory()
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*")   # the average is meant to be in eval mode
