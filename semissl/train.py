@@ -87,7 +87,7 @@ class TrainConfig:
     head_weight: float = 1.0            # alpha: how much the labels guide the encoder
     correlation_weight: float = 1.0     # beta: how strongly images of a class are pulled together in stage 2
     correlation_form: str = "feature"   # "sample": Pearson between images; "feature": Barlow Twins across images of a class
-    propagate: bool = True              # at the start of stage 3 the head learns what the labels become when they flow over the graph of nearest neighbours
+    propagate: bool = False             # at the start of stage 3 the head learns what the labels become when they flow over the graph of nearest neighbours: for a few labels and classes that the encoder tells apart
     pseudo_weight: float = 1.0          # how much the pseudo-labels of stage 3 count in the cross entropy
     pseudo_correlation: bool = True     # whether pseudo-labelled images join the class correlation
     alignment: str = "labels"           # pseudo-labels are spread over the classes as the labels are (evenly where every class has as many); "uniform" for evenly, "none" for as they come
