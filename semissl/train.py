@@ -326,7 +326,8 @@ class Tracker:
         import wandb
         from pytorch_lightning.loggers import WandbLogger
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
-        if not self.path.exists(): self.keep(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), finished=False)   # `wandb agent` gives an id
+        given = os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""   # of `wandb agent`
+        if given or not self.path.exists(): self.keep(given or secrets.token_hex(4), finished=False)
         settings = dict(id=json.loads(self.path.read_text())["id"], project=config.wandb_project, save_dir=run_dir, config=asdict(config), settings=wandb.Settings(silent=True))
         try: self.logger = WandbLogger(name=run_dir.name, **settings, mode=wandb_mode()); self.run = self.logger.experiment
         except wandb.errors.CommError as err:
@@ -509,7 +510,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 # %% ../nbs/08_train.ipynb #d81f3a52
 class Checkpoints(Callback):
     "last.ckpt by time and by epoch, and at Ctrl-C or SIGTERM before training stops."
-    EVERY = 60.0   # seconds
+    EVERY, SHARE = 60.0, 0.05   # seconds between two, and the share of the time that they may take
 
     def __init__(self,
         folder: Path | None,  # where last.ckpt goes; None = nowhere
@@ -542,7 +543,7 @@ class Checkpoints(Callback):
         began, trainer.train_dataloader.step = time.monotonic(), trainer.global_step
         trainer.save_checkpoint(self.path, weights_only=False)
         self.saved = time.monotonic()
-        self.pause = max(self.EVERY, 20 * (self.saved - began))
+        self.pause = max(self.EVERY, (self.saved - began) / self.SHARE)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -681,13 +682,14 @@ def open_run_dir(
 def claim(
     run_dir: Path,  # with a config.json
 ) -> Iterator[None]:
-    "Have a run directory alone, where the file system knows locks; BlockingIOError when another process works in it."
+    "Have a run directory alone, where the file system knows locks, without the half-written files of a killed process; BlockingIOError when another process works in it."
     with open(run_dir / "config.json", "rb+") as file:
         try:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err: raise BlockingIOError(f"expected a run_dir that no other process works in, got {str(run_dir)!r}") from err
         except (ImportError, OSError): pass                           # Windows, some network disks
+        for part in run_dir.glob(".*.*"): part.unlink()               # see `write_whole`
         yield
 
 def extend(
