@@ -4,8 +4,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import pytest
-from conftest import FAULTS
-from work import FULL, QUICK, SECRET, begin, finish, history, kill, metrics, rows, said, same, weights
+from work import FAULTS, FULL, SECRET, begin, finish, history, kill, rows, said, same
 
 pytestmark = pytest.mark.slow
 WANDB = {"wandb_project": "faults"}

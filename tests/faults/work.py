@@ -1,8 +1,10 @@
 "What the processes of these tests do, and what they are compared by."
-import contextlib, csv, json, os, random, signal, subprocess, sys, time
+import csv, json, os, signal, subprocess, sys
 from multiprocessing import get_context
 from pathlib import Path
+import pandas as pd
 
+FAULTS = []   # (fault, how often, what came of it), printed by conftest.py at the end
 FULL = os.environ.get("SEMISSL_FAULTS") == "full"
 QUICK = dict(epochs=3, baselines=False, precision="32-true", wandb_project="")   # 30 steps of the digits, through all three stages
 SECRET = "0123456789abcdef0123456789abcdef01234567"   # looks like a key and opens nothing
@@ -63,16 +65,8 @@ def history(run_dir: Path) -> list[dict]:
     assert len(segments) == 1, segments
     done = subprocess.run([sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segments[0])], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    records = [json.loads(line) for line in done.stdout.splitlines() if '"history"' in line]
-    return [found for r in records if "loss" in (found := {k: v for k, v in items(r).items() if not k.startswith("_") and k != "seconds" and not k.startswith("figures/")})]
-
-def items(record: dict) -> dict:
-    "The names and values of one history record, however deep they lie."
-    if isinstance(record, list): return {k: v for part in record for k, v in items(part).items()}
-    if not isinstance(record, dict): return {}
-    name = record.get("key") or ".".join(record.get("nested_key") or record.get("nestedKey") or [])
-    if name: return {name: json.loads(record.get("value_json") or record.get("valueJson") or json.dumps(record.get("value")))}
-    return {k: v for part in record.values() for k, v in items(part).items()}
+    found = [record["history"]["item"] for record in map(json.loads, done.stdout.splitlines()) if record["type"] == "history"]
+    return [{k: v for k, v in item.items() if k not in ("seconds", "_runtime", "_timestamp")} for item in found if "loss" in item]
 
 def metrics(run_dir: Path) -> dict: return json.loads((run_dir/"result.json").read_text())["metrics"]
 
@@ -82,3 +76,21 @@ def same(run_dir: Path, reference: Path) -> None:
     assert rows(run_dir) == rows(reference)
     assert metrics(run_dir) == metrics(reference)
     assert not list(run_dir.glob(".*")) or {p.name for p in run_dir.glob(".*")} <= {".lock"}, "something half-written is left"
+
+# ---- batches ----------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ROOT/"nbs"/"experiments"/"train.ipynb"
+GRID = ["epochs=1", "baselines=false", "precision=32-true", "image_size=0", "objective=[nt_xent,vicreg]", *(["lr=[1e-3,2e-3]", "seeds=6"] if FULL else ["seeds=2"])]   # 24 runs or 4
+KILLS = 5 if FULL else 2
+
+def batch(root: Path, *words: str):
+    "The command, as from a shell, in a process group of its own."
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", "WANDB_API_KEY": SECRET, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", "import sys; from semissl.batch import main; sys.exit(main())", *GRID, "--notebook", str(TRAIN), "--root", str(root), "--jobs", "2", *words]
+    return subprocess.Popen(command, cwd=root.parent, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+def table(root: Path) -> pd.DataFrame:
+    "What a batch has come to, without times and places."
+    t = pd.read_parquet(root/"results.parquet").set_index("run").sort_index()
+    return t[[c for c in t if c.startswith(("config.", "metrics.", "data.")) and c != "config.run_dir"]]
