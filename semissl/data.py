@@ -452,7 +452,7 @@ def write_block(start: int,  # first row of the block
                 ) -> dict:  # one line of the log: start, bad, refused
     "Decode a block and write its rows at their place in the file."
     rows, bad, refused = decode_block(entries, size, side)
-    with open(file, "r+b", buffering=0) as out:
+    with open(file, "r+b") as out:                                    # buffered: an unbuffered write may be a part of the rows, without an error
         out.seek(header + start * 3 * side * side)
         out.write(np.ascontiguousarray(rows).data)
     return {"start": start, "bad": {entries[i].name: reason for i, reason in bad.items()}, "refused": refused}

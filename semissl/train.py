@@ -350,7 +350,7 @@ class Tracker:
         "The rows of a resumed run, then the end of the offline files that an earlier process left: they hold nothing else."
         for row in rows: self.metrics(row)
         def tidy():
-            for old in self.path.parent.glob(f"wandb/offline-run-*-{self.run.id}"):
+            for old in self.path.parent.glob(f"wandb/offline-run-*-{self.run.id}*"):
                 if old.resolve() != Path(self.run.dir).parent.resolve(): shutil.rmtree(old)
         self.guard(tidy)
 
@@ -556,6 +556,7 @@ class Checkpoints(Callback):
         if mine and alone and before is not signal.SIG_IGN: signal.signal(signal.SIGINT, ask)
         try: yield
         except SystemExit as err:                                     # Lightning's way to say so
+            if isinstance(err, SIGTERMException): raise SystemExit(143) from err   # it would be an exit code of 0
             if not isinstance(err.__context__, KeyboardInterrupt): raise
             raise KeyboardInterrupt("training was interrupted; the same call goes on from its last checkpoint") from err
         finally:
