@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/data.html.md"""
 # %% ../nbs/00_data.ipynb #b5773d28
 from __future__ import annotations
 
-import contextlib, csv, hashlib, importlib, inspect, io, json, os, re, shutil, stat, struct, tempfile, unicodedata, warnings, zipfile, zlib
+import contextlib, csv, gc, hashlib, importlib, inspect, io, json, os, re, shutil, stat, struct, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -27,15 +27,16 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_FILE_BYTES', 'PARTS', 'CACHE_FORMAT', 'ImageSet', 'check_images', 'to_uint8',
            'channels_first', 'centre_square', 'resize_images', 'label_numbers', 'from_arrays', 'hash_order',
-           'load_digits_part', 'deep_to_uint8', 'to_rgb', 'square_pixels', 'plain_png', 'decode_image', 'Entry',
-           'visible', 'is_image_name', 'list_folder', 'safe_member', 'list_zip', 'read_member', 'Reader',
-           'outer_folder', 'place', 'check_classes', 'Listing', 'list_source', 'unique_names', 'decode_block',
-           'write_block', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows', 'fingerprint', 'writable',
-           'cache_place', 'spot_check', 'read_cache', 'one_at_a_time', 'drop_rows', 'write_cache', 'cached_files',
-           'read_labels', 'apply_labels', 'from_files', 'from_pictures', 'torchvision_dataset', 'from_torchvision',
-           'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes', 'LabelSplit', 'split_hash',
-           'check_budget', 'label_split', 'hide_labels', 'check_test', 'row_hashes', 'content_duplicates', 'mix',
-           'random_keys', 'balanced_rounds', 'Batch', 'FewLabelLoader', 'epoch_rows', 'fits', 'Ahead']
+           'load_digits_part', 'deep_to_uint8', 'to_rgb', 'square_pixels', 'decode_image', 'scanlines', 'paeth',
+           'turned', 'unfilter', 'Entry', 'visible', 'is_image_name', 'list_folder', 'safe_member', 'list_zip',
+           'read_member', 'Reader', 'outer_folder', 'place', 'check_classes', 'Listing', 'list_source', 'unique_names',
+           'decode_block', 'write_block', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows', 'fingerprint',
+           'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off', 'one_at_a_time', 'drop_rows',
+           'write_cache', 'cached_files', 'read_labels', 'apply_labels', 'from_files', 'from_pictures',
+           'torchvision_dataset', 'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images',
+           'rename_classes', 'LabelSplit', 'split_hash', 'check_budget', 'label_split', 'hide_labels', 'check_test',
+           'row_hashes', 'content_duplicates', 'mix', 'random_keys', 'balanced_rounds', 'Batch', 'FewLabelLoader',
+           'epoch_rows', 'fits', 'Ahead']
 
 # %% ../nbs/00_data.ipynb #0c4b437c
 @dataclass(frozen=True, eq=False)
@@ -225,26 +226,78 @@ def square_pixels(image: Image.Image,  # an opened picture
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 # %% ../nbs/00_data.ipynb #6c114094
-def plain_png(data: bytes,  # the bytes of one image file
-              size: int,  # wanted side S; 0 = as it is
-              ) -> bool:  # True when any PNG decoder gives the same pixels, and they need no resizing
-    "8 bits, RGB or grey, not interlaced, and nothing but one chunk of pixels: no transparency, no metadata."
-    if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or data[24:29] not in (b"\x08\2\0\0\0", b"\x08\0\0\0\0") or data[37:41] != b"IDAT":
-        return False
-    width, height, length = struct.unpack(">II9xI", data[16:37])
-    return width == height <= 512 and size in (0, width) and data[45 + length:].startswith(b"\0\0\0\0IEND")
-
-
 def decode_image(data: bytes,  # the bytes of one image file
                  size: int = 0,  # wanted side S in pixels; 0 = as it is
                  ) -> np.ndarray:  # (H, W, 3) uint8
     "One file to RGB pixels; raises when it is not an image, truncated or too large to be true."
-    if plain_png(data, size):  # torchvision's decoder: the same pixels, a quarter less time
-        from torchvision.io import ImageReadMode, decode_png
-        with contextlib.suppress(RuntimeError):  # what it refuses, Pillow judges
-            return decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB).permute(1, 2, 0).numpy()
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return square_pixels(image, size)
+
+# %% ../nbs/00_data.ipynb #1a5f9a9f
+def scanlines(data: bytes,  # the bytes of one image file
+              side: int,  # wanted side S in pixels
+              ) -> np.ndarray | None:  # (S, 1 + S * channels) uint8, filter type first; None when it is for Pillow to judge
+    "The scanlines of a plain PNG of that side: 8 bits, RGB or grey, not interlaced, one chunk of pixels and nothing else, and whole."
+    if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or data[24:29] not in (b"\x08\2\0\0\0", b"\x08\0\0\0\0") or data[37:41] != b"IDAT":
+        return None
+    width, height, length = struct.unpack(">II9xI", data[16:37])
+    if not width == height == side <= 512 or data[45 + length:] != b"\0\0\0\0IEND\xaeB`\x82":
+        return None
+    wanted = side * (1 + side * (3 if data[25] else 1))
+    with contextlib.suppress(zlib.error):
+        pixels = zlib.decompressobj()
+        lines = pixels.decompress(memoryview(data)[41:41 + length], wanted + 1)
+        whole = pixels.eof and len(lines) == wanted and max(lines[::wanted // side]) <= 4
+        if whole and zlib.crc32(memoryview(data)[37:41 + length]) == int.from_bytes(data[41 + length:45 + length]):
+            return np.frombuffer(lines, np.uint8).reshape(side, -1)
+
+# %% ../nbs/00_data.ipynb #a5a8e779
+def paeth(a: np.ndarray,  # int16, left
+          b: np.ndarray,  # int16, above
+          c: np.ndarray,  # int16, above left
+          room: np.ndarray,  # (4, *a.shape) int16, overwritten
+          ) -> np.ndarray:  # a view into `room`
+    "Whichever of a, b, c is nearest to a + b - c, in this order where they tie (Paeth 1991), without a branch."
+    to_a, to_b, to_c, least = room
+    np.subtract(b, c, out=to_a), np.subtract(a, c, out=to_b)
+    np.add(to_a, to_b, out=to_c)
+    for distance in (to_a, to_b, to_c):
+        np.abs(distance, out=distance)
+    not_a = np.right_shift(np.subtract(np.minimum(to_b, to_c, out=least), to_a, out=least), 15, out=least)  # -1 = all bits set = yes
+    is_c = np.right_shift(np.subtract(to_c, to_b, out=to_c), 15, out=to_c)
+    nearest = np.bitwise_xor(b, np.bitwise_and(np.bitwise_xor(b, c, out=to_b), is_c, out=to_b), out=to_b)
+    return np.bitwise_xor(a, np.bitwise_and(np.bitwise_xor(a, nearest, out=to_b), not_a, out=to_b), out=to_b)
+
+
+def turned(x: np.ndarray  # (R, C)
+           ) -> np.ndarray:  # (C, R), contiguous
+    "A transposed copy, in blocks that fit the processor's cache."
+    return torch.from_numpy(x).T.contiguous().numpy()
+
+# %% ../nbs/00_data.ipynb #bb107eec
+def unfilter(lines: np.ndarray,  # (N, S, 1 + S * channels) uint8, from `scanlines`
+             ) -> np.ndarray:  # (N, channels, S, S) uint8
+    "The pixels of N plain PNGs of one side, diagonal by diagonal."
+    n, side, width = lines.shape
+    channels = width // side
+    by_byte = turned(lines.reshape(n, -1)).reshape(side, width, n)
+    row = side + 1, n * channels
+    skew = np.zeros((2 * side + 1, *row), np.int16)  # pixel (x, y) at [2 + x + y, 1 + y]; zeros are what lies outside
+    pixels = np.lib.stride_tricks.as_strided(skew[2:, 1:], (side, side, row[1]), (skew.strides[0] + skew.strides[1], skew.strides[0], 2))  # [y, x]
+    pixels[...] = by_byte[:, 1:].reshape(pixels.shape)
+    looks = [np.tile(-np.isin(by_byte[:, 0], rules).astype(np.int16), channels) for rules in ((1, 4), (2, 4), (4,), (3,))]  # (S, N * channels), -1 = yes
+    room, averages = np.empty((7, side, row[1]), np.int16), looks[3].any()
+    for d in range(2 * side - 1):
+        first, last = max(0, d - side + 1), min(d, side - 1) + 1  # the rows that the diagonal crosses
+        near = skew[d + 1, first + 1:last + 1], skew[d + 1, first:last], skew[d, first:last]  # a, b, c
+        here, rules = room[:, :last - first], [look[first:last] for look in looks]
+        guess = paeth(*(np.bitwise_and(v, rule, out=out) for v, rule, out in zip(near, rules, here[4:])), here[:4])
+        if averages:
+            guess += (near[0] + near[1] >> 1) & rules[3]
+        x = skew[d + 2, first + 1:last + 1]
+        x += guess
+        x &= 255
+    return turned(pixels.reshape(side, side, channels, n).transpose(2, 0, 1, 3).astype(np.uint8, order="C").reshape(-1, n)).reshape(n, channels, side, side)
 
 # %% ../nbs/00_data.ipynb #f4bb47d4
 class Entry(NamedTuple):
@@ -428,19 +481,25 @@ def decode_block(entries: Sequence[Entry],  # the images of this block
                  side: int,  # the side that every row must have
                  ) -> tuple[np.ndarray, dict[int, str], bool]:  # (n, 3, side, side) uint8; position -> reason for bad ones; True = the disk refused
     "Decode a run of images; a bad one leaves a black row and a reason. ValueError when sizes differ and size is 0."
-    rows, bad, refused = np.zeros((len(entries), side, side, 3), np.uint8), {}, False
+    rows, bad, refused, plain = np.zeros((len(entries), 3, side, side), np.uint8), {}, False, {}
     with warnings.catch_warnings(), Reader() as reader:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; what matters raises
         for i, entry in enumerate(entries):
             try:
-                pixels = decode_image(reader.read(entry), size)
+                data = reader.read(entry)
+                if (lines := scanlines(data, side)) is not None:
+                    plain.setdefault(lines.shape, {})[i] = lines
+                    continue
+                pixels = decode_image(data, size)
             except Exception as error:  # a hostile file may raise anything; the reason is kept and reported
                 bad[i], refused = " ".join(f"{error or type(error).__name__}".split()), refused or getattr(error, "errno", None) is not None
                 continue
             if pixels.shape != (side, side, 3):
                 raise ValueError(f"expected images of one size ({side}x{side}) or a size to bring them to, got {pixels.shape[1]}x{pixels.shape[0]} in {entry.name}")
-            rows[i] = pixels
-    return rows.transpose(0, 3, 1, 2), bad, refused
+            rows[i] = pixels.transpose(2, 0, 1)
+    for kind in plain.values():  # colour, grey
+        rows[list(kind)] = unfilter(np.stack(list(kind.values())))
+    return rows, bad, refused
 
 
 def write_block(start: int,  # first row of the block
@@ -454,7 +513,7 @@ def write_block(start: int,  # first row of the block
     rows, bad, refused = decode_block(entries, size, side)
     with open(file, "r+b") as out:                                    # buffered: an unbuffered write may be a part of the rows, without an error
         out.seek(header + start * 3 * side * side)
-        out.write(np.ascontiguousarray(rows).data)
+        out.write(rows.data)
     return {"start": start, "bad": {entries[i].name: reason for i, reason in bad.items()}, "refused": refused}
 
 # %% ../nbs/00_data.ipynb #d9e1c7d2
@@ -463,7 +522,7 @@ def worker_pool(workers: int,  # how many; 0 = one per core of this process
     "Forked processes on Linux (they begin at once and share nothing), threads elsewhere."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if "fork" in get_all_start_methods() and os.uname().sysname == "Linux" and not current_process().daemon:
-        return ProcessPoolExecutor(workers or cores, get_context("fork"))
+        return ProcessPoolExecutor(workers or cores, get_context("fork"), torch.set_num_threads, (1,))
     return ThreadPoolExecutor(workers or cores)
 
 
@@ -476,7 +535,6 @@ def run_blocks(work: Any,  # a function of (start, entries)
     if workers == 1 or small:
         yield from (work(*block) for block in blocks)
         return
-    importlib.import_module("torchvision.io")  # once here rather than once in every child
     pool = worker_pool(workers)
     try:
         with warnings.catch_warnings():
@@ -594,6 +652,18 @@ def read_cache(folder: Path,  # from `cache_place`
 
 # %% ../nbs/00_data.ipynb #7d7915ff
 @contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    "Names and places of a hundred thousand images all stay: Python's garbage collector, and that of forked children, would look at them in vain."
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@contextlib.contextmanager
 def one_at_a_time(folder: Path  # where the lock lies
                   ) -> Iterator[bool]:  # True when this process holds the lock, False where locks do not exist
     "Of two processes that start together one decodes and the other waits for it."
@@ -627,7 +697,7 @@ def write_cache(folder: Path,  # from `cache_place`
                 size: int,  # wanted side S; 0 = as they are
                 workers: int,  # 0 = one per core
                 tag: str,  # distinguishes unfinished files
-                ) -> None:
+                ) -> dict:  # what cache.json says
     "Decode one part of a source into its cache; the last step makes it valid. ValueError when the part is empty."
     taken = [i for i, (where, _) in enumerate(listing.places) if where == part]
     if not taken:
@@ -646,6 +716,7 @@ def write_cache(folder: Path,  # from `cache_place`
     os.replace(folder / f"cache-{tag}.tmp", folder / "cache.json")
     for old in {*folder.glob("images-*.npy"), *folder.glob("unfinished-*")} - {folder / file}:
         old.unlink(missing_ok=True)
+    return about
 
 # %% ../nbs/00_data.ipynb #b2ecdd3c
 def cached_files(files: Sequence[Path],  # one folder, or archives
@@ -658,6 +729,7 @@ def cached_files(files: Sequence[Path],  # one folder, or archives
     listing = None if files[0].is_file() else list_source(files)
     stamp = fingerprint(files, size, part, listing)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(collector_off())
         folder = cache_place(files, size, part, cache) if cache else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if cache and (found := read_cache(folder, stamp)):
             return found
@@ -666,8 +738,7 @@ def cached_files(files: Sequence[Path],  # one folder, or archives
             warnings.simplefilter("ignore")  # damage was reported above
             found = read_cache(folder, stamp)
         if not found:
-            write_cache(folder, stamp, listing or list_source(files), part, size, workers, stamp if held else f"{stamp}-{os.getpid()}")
-            found = json.loads((folder / "cache.json").read_text())
+            found = write_cache(folder, stamp, listing or list_source(files), part, size, workers, stamp if held else f"{stamp}-{os.getpid()}")
             found["pixels"] = np.load(folder / found["file"], mmap_mode="c")
         if not cache:
             found["pixels"] = np.array(found["pixels"])

@@ -7,15 +7,16 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 # %% auto #0
 __all__ = ['OBJECTIVES', 'FORMS', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'REPAID_BY', 'METRICS', 'TrainConfig', 'check_type',
            'parse_budget', 'config_from', 'Task', 'own_test_part', 'load_task', 'hold_out', 'fit_test', 'objective',
-           'policies', 'build', 'precision', 'compile_encoder', 'write_whole', 'wandb_mode', 'Tracker', 'Recorder',
-           'read_rows', 'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Compile',
-           'train', 'steps_of', 'Result', 'open_run_dir', 'claim', 'extend', 'measure', 'baseline', 'picture_arrays',
-           'write_predictions', 'versions', 'commit', 'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run',
-           'write_result', 'truth', 'main']
+           'policies', 'build', 'precision', 'compile_encoder', 'write_whole', 'keep_freed_memory', 'wandb_mode',
+           'Tracker', 'Recorder', 'read_rows', 'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader',
+           'Budget', 'Compile', 'train', 'steps_of', 'Result', 'open_run_dir', 'claim', 'extend', 'measure', 'baseline',
+           'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name', 'peak_memory', 'fit', 'finished',
+           'clean', 'run', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
 import csv
+import ctypes
 import difflib
 import json
 import logging
@@ -302,6 +303,13 @@ def write_whole(
         then()
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
+
+# %% ../nbs/08_train.ipynb #f670a44d
+def keep_freed_memory() -> bool:  # whether the C library is one that can (glibc)
+    "Let the C library of this process keep large freed blocks instead of giving them back to the system (mallopt(3))."
+    if platform.libc_ver()[0] != "glibc": return False
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, mallopt = -1, -3, ctypes.CDLL(None).mallopt
+    return all(mallopt(what, BIG) for what in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
 
 # %% ../nbs/08_train.ipynb #b225fc43
 def wandb_mode() -> str:
@@ -611,6 +619,7 @@ def train(
     keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
     callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config), keeper]
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)
+    if not torch.cuda.is_available(): keep_freed_memory()
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*")   # the average is meant to be in eval mode
