@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from work import FAULTS, batch, table
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")   # the second one keeps a cluster on the loopback
 ray = pytest.importorskip("ray", reason="Ray is an extra: pip install semissl[ray]")
 pytestmark = pytest.mark.slow
 
