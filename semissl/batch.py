@@ -622,13 +622,13 @@ def remote() -> None:
     threading.Thread(target=keep, daemon=True).start()
     work_through(list(runs), job["notebook"], board, job["cell_timeout"], **job["environment"])
     over.set()
-    pack_new(runs, stamps)
+    pack_new(runs, stamps)                                            # the last runs; whoever asked stops looking when they have come
 
 def pack_new(
     runs: list[Run],  # of a job
     stamps: dict,     # slug -> time of the newest file that was packed; kept up to date
 ) -> None:
-    "Pack each run that has changed; index.json says which, last."
+    "Pack each run that has changed; index.json, last, says which, and that this process lives."
     for run in runs:
         newest = max((p.stat().st_mtime for p in run.run_dir.glob("*") if not p.name.startswith(".")), default=0.0)
         if newest > stamps.get(run.slug, 0.0):
@@ -636,7 +636,7 @@ def pack_new(
             beside.write_bytes(packed(run.run_dir))
             os.replace(beside, f"{run.slug}.tar.gz")
             stamps[run.slug] = newest
-    write_json(Path("index.json"), dict(stamps))
+    write_json(Path("index.json"), dict(stamps=stamps, now=time.time()))
 
 # %% ../nbs/11_batch.ipynb #b0000063
 BEGIN = """
@@ -711,12 +711,12 @@ def watch(
     board: Board,           # gets its state
     show: Callable,         # see `screen`
 ) -> int:                   # 0, when nothing is left or the runtime is gone
-    "Fetch what is new until every run has ended or the runtime does not answer three times."
-    stamps, silent = {}, 0
-    while left and silent < 3:
-        index, news = there.fetch("index.json"), []
-        silent = 0 if index is not None else silent + 1
-        for slug, stamp in (json.loads(index) if index else {}).items():
+    "Fetch what is new until every run has ended or nothing was heard for five looks."
+    stamps, silent, before = {}, 0, 0.0
+    while left and silent < 5:
+        index, news = json.loads(there.fetch("index.json") or "{}"), []
+        silent, before = 0 if index.get("now", before) > before else silent + 1, index.get("now", before)
+        for slug, stamp in index.get("stamps", {}).items():
             if slug not in left or stamp <= stamps.get(slug, 0.0) or (content := there.fetch(f"{slug}.tar.gz")) is None: continue
             unpack(content, left[slug].run_dir)
             stamps[slug], board.states[slug] = stamp, "running"
