@@ -698,8 +698,9 @@ def on_colab(
     def work(todo, notebook, board, cell_timeout, **environment):
         show, left, lost = screen(), {r.slug: r for r in todo}, 0
         while left:
-            if there.begin(list(left.values()), notebook, cell_timeout, environment): lost = watch(there, left, board, show)
-            else: lost += 1
+            found = there.begin(list(left.values()), notebook, cell_timeout, environment)
+            lost = 0 if found else lost + 1
+            if found: watch(there, left, board, show)
             if lost > patience: raise ConnectionError(f"expected a Colab runtime within {patience * every:.0f} s, got none")
             if left: time.sleep(every)
         there.call("stop")
@@ -710,7 +711,7 @@ def watch(
     left: dict[str, Run],   # slug -> run not ended; what ends is taken out
     board: Board,           # gets its state
     show: Callable,         # see `screen`
-) -> int:                   # 0, when nothing is left or the runtime is gone
+) -> None:
     "Fetch what is new until every run has ended or nothing was heard for five looks."
     stamps, silent, before = {}, 0, 0.0
     while left and silent < 5:
@@ -725,7 +726,6 @@ def watch(
                 news.append(news_of(run, read_json(run.run_dir / "status.json"), board))
         show(board.text(), "\n".join(news))
         if left: time.sleep(there.every)
-    return 0
 
 # %% ../nbs/11_batch.ipynb #b0000053
 def sweep(
