@@ -458,7 +458,8 @@ def run_batch(
     if todo and not dry_run:
         group = os.environ.get("WANDB_RUN_GROUP", Path(root).name)    # W&B shows the runs of a batch as one group
         try: (cluster or work_through)(todo, str(notebook), board, cell_timeout, WANDB_RUN_GROUP=group)
-        finally: collect(root)
+        finally:
+            if any(Path(root).glob("*/attempt.log")): collect(root)
     return board.states
 
 # %% ../nbs/11_batch.ipynb #b0000042
@@ -484,7 +485,7 @@ def collect(
 ) -> "pandas.DataFrame":  # one row per run
     "results.parquet and batch.html in the directory of a batch; FileNotFoundError without a run in it."
     import pandas as pd                                               # half a second that an attempt does without
-    dirs = sorted({p.parent for name in ("status.json", "attempt.ipynb", "result.json") for p in Path(root).glob(f"*/{name}")})
+    dirs = sorted({p.parent for name in ("attempt.log", "result.json") for p in Path(root).glob(f"*/{name}")})
     if not dirs: raise FileNotFoundError(f"expected the runs of a batch in {root}, got none")
     table = pd.DataFrame([row_of(d) for d in dirs])
     for name, write in {"results.parquet": table.to_parquet, "batch.html": lambda p: p.write_text(page(table, Path(root)), encoding="utf-8")}.items():
