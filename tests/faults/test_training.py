@@ -1,5 +1,5 @@
 "A training that is killed, interrupted, starved of disk and lied to ends as one that nothing happened to: bit for bit."
-import os, random, signal, subprocess, sys, time, zipfile
+import json, os, random, signal, subprocess, sys, time, zipfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,28 @@ def test_both_checkpoints_damaged_begins_anew(reference, tmp_path):
     assert "last.ckpt is damaged" in told and "previous.ckpt is damaged" in told
     same(run_dir, reference)
     FAULTS.append(("both checkpoints damaged", 1, "named, trained from the beginning, bit for bit"))
+
+def die_in_a_baseline(step, t):
+    before = t.Recorder.on_train_batch_end
+    def after(self, trainer, module, outputs, batch, batch_idx):
+        before(self, trainer, module, outputs, batch, batch_idx)
+        if module.objective is None and batch.step == step: os.kill(os.getpid(), signal.SIGKILL)
+    t.Recorder.on_train_batch_end = after
+
+def test_killed_in_a_baseline(tmp_path):
+    "It goes on in the baseline, and trains nothing twice that was finished."
+    options = {"baselines": True, "epochs": 2}
+    finish(tmp_path/"whole", options)
+    process = begin(tmp_path/"run", options, every=0.0, prepare=partial(die_in_a_baseline, 13))
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and (tmp_path/"run"/"labels_only"/"last.ckpt").exists()
+    finish(tmp_path/"run", options)
+    same(tmp_path/"run", tmp_path/"whole")
+    compared = [json.loads((tmp_path/name/"result.json").read_text())["baselines"] for name in ("run", "whole")]
+    for one in compared:
+        for values in one.values(): values.pop("seconds")
+    assert compared[0] == compared[1] and not (tmp_path/"run"/"labels_only").exists()
+    FAULTS.append(("kill -9 in a baseline", 1, "goes on there, all metrics the same"))
 
 # ---- signals ----------------------------------------------------------------------------------------------------------
 
