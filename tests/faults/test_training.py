@@ -121,6 +121,18 @@ def test_killed_in_a_baseline(tmp_path):
     assert compared[0] == compared[1] and not (tmp_path/"run"/"labels_only").exists()
     FAULTS.append(("kill -9 in a baseline", 1, "goes on there, all metrics the same"))
 
+def die_at_the_end(t): t.Tracker.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+def test_killed_between_the_result_and_the_end_of_wandb(reference, tmp_path):
+    run_dir = tmp_path/"run"
+    process = begin(run_dir, WANDB, prepare=die_at_the_end)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL and (run_dir/"result.json").exists() and not json.loads((run_dir/"wandb.json").read_text())["finished"]
+    finish(run_dir, WANDB)
+    assert json.loads((run_dir/"wandb.json").read_text())["finished"] and history(run_dir) == history(reference)
+    same(run_dir, reference)
+    FAULTS.append(("kill -9 after result.json, before the end of the W&B run", 1, "the W&B run is completed"))
+
 # ---- signals ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
