@@ -895,8 +895,8 @@ class Batch:
     def groups(self) -> dict[str, list[int]]:  # "lr 0.002, objective vicreg" -> rows
         "The rows of each combination of settings."
         if not self.swept: return {"all runs": list(range(len(self.table)))}
-        found = self.table.groupby(self.swept, sort=False, dropna=False).indices
-        return {", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(self.swept, key)): list(rows) for key, rows in found.items()}
+        found = self.table.groupby(self.swept, sort=False, dropna=False)
+        return {", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(self.swept, key)): list(rows.index) for key, rows in found}
 
 def read_batch(
     root: str | Path,  # where the run directories lie
