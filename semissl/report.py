@@ -925,15 +925,16 @@ def batch_curves(
     "The parts of the loss of every run over its steps, a colour for each combination of settings."
     groups = dict(list(batch.groups.items())[:most])
     left = len(batch.groups) - len(groups)
-    fig = _figure(5.2, f"Learning curves of {sum(map(len, groups.values()))} runs" + (f"; {left} further settings are not drawn" if left else ""), "Thin: single seeds. Thick: their mean.")
+    fig = _figure(5.2, f"Learning curves of {sum(map(len, groups.values()))} runs" + (f", {left} further settings not drawn" if left else "") + ". Thin: single seeds. Thick: their mean.")
     axes = fig.subplots(2, 2, sharex=True)
     for i, (name, rows) in enumerate(groups.items()):
         runs = [pd.read_csv(batch.dirs[r] / "metrics.csv") for r in rows]
         colour = (BLUE, *PALETTE[1:3], *PALETTE[4:])[i % 9]
         for ax, key in zip(axes.flat, CURVES):
-            for one in runs: ax.plot(one.step, one[key], color=colour, linewidth=0.8, alpha=0.35)
+            point = "o" if max(map(len, runs)) < 3 else None           # a line needs two
+            for one in runs: ax.plot(one.step, one[key], color=colour, linewidth=0.8, alpha=0.35, marker=point)
             mean = pd.concat(runs).groupby("step")[key].mean()
-            ax.plot(mean.index, mean, color=colour, label=name)
+            ax.plot(mean.index, mean, color=colour, label=name, marker=point)
     for ax, title in zip(axes.flat, CURVES.values()):
         ax.set_title(title)
         ax.grid(axis="y")
@@ -951,7 +952,7 @@ def report_blocks(
     table, by = batch.table, batch.swept or ["data", "labels_per_class"]
     told = ", ".join(name.replace("_", " ") for name in batch.swept)
     said = f"{len(table)} runs on {', '.join(sorted(map(str, table['data'].unique())))}, {table['seed'].nunique()} seeds" + (f"; varied: {told}." if told else ".")
-    blocks = [f"# {title}", said + " Nothing was chosen on the test set.", summary_table(table, by=by)]
+    blocks = [f"# {title}", said, summary_table(table, by=by)]
     if batch.swept == ["labels_per_class"] and table["test_accuracy"].notna().all(): blocks.append(accuracy_against_labels(table))
     blocks += ["## How they learnt", batch_curves(batch)]
     run = typical_run(batch)
