@@ -18,12 +18,12 @@ state, pid = home/"sessions.json", home/"server.pid"
 verb, name = sys.argv[1], sys.argv[3]
 (home/"calls").open("a").write(verb + "\\n")
 def answers(port):
-    try: return urllib.request.urlopen(f"http://127.0.0.1:{{port}}/api?token=secret", timeout=2).status == 200
+    try: return urllib.request.urlopen(f"http://127.0.0.1:{{port}}/api", timeout=2).status == 200
     except OSError: return False
 if verb == "new":
     if state.exists() and answers(json.loads(state.read_text())[name]["url"].rsplit(":", 1)[1]): sys.exit(1)
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    server = subprocess.Popen([{python!r}, "-m", "jupyter_server", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={{port}}", "--IdentityProvider.token=secret",
+    server = subprocess.Popen([{python!r}, "-m", "jupyter_server", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={{port}}", "--IdentityProvider.token=", 
                                "--ServerApp.root_dir=/", "--ServerApp.disable_check_xsrf=True"], stdout=subprocess.DEVNULL, stderr=open(home/"server.log", "a"), start_new_session=True, env=dict(os.environ, JUPYTER_RUNTIME_DIR=str(home/"runtime")))
     pid.write_text(str(server.pid))
     end = time.monotonic() + 60
