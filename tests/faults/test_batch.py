@@ -12,7 +12,7 @@ def test_a_killed_batch_has_the_table_of_an_undisturbed_one(undisturbed, tmp_pat
     dice, root, kills = random.Random(time.time_ns()), tmp_path/"grid", 0
     while kills < KILLS:
         process = batch(root)
-        time.sleep(dice.uniform(4, 120 if FULL else 25))
+        time.sleep(dice.uniform(4, 45 if FULL else 25))
         if process.poll() is not None: break
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
