@@ -1,14 +1,15 @@
-"""Write every fact that has its home elsewhere: links, the version, and README.md.
+"""Write every fact that has its home elsewhere: links, the version, the parameters of train.ipynb, and README.md.
 
 Links come from [project.urls] in pyproject.toml and the version from semissl/__init__.py; they are written into
-CITATION.cff and the notebooks. README.md is nbs/index.ipynb through nbconvert.
+CITATION.cff and the notebooks. The parameters, with their reasons, are the fields of TrainConfig in semissl/train.py.
+README.md is nbs/index.ipynb through nbconvert.
 
     python .ci/sync.py            write
     python .ci/sync.py --check    write nothing; name the files that differ and exit with 1
 
 After a change of owner: edit pyproject.toml, run this, then `nbdev-export`.
 """
-import posixpath, re, sys, tomllib
+import json, posixpath, re, sys, tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,11 +43,23 @@ def readme(index: str) -> str:
     text = re.sub(r"\]\((?![a-z]+:|#|/)([^)\s]+)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])}", text)
     return "<!-- made from nbs/index.ipynb by .ci/sync.py: edit that notebook -->\n\n" + text.strip() + "\n"
 
+def parameters(train: str, module: str) -> str:
+    "The notebook train.ipynb with the fields of TrainConfig, which stand in semissl/train.py, as its parameters."
+    body = re.search(r"^class TrainConfig:\n(.*?)^    def ", module, re.M | re.S)[1]
+    fields = re.findall(r"^    (\w+): \w+ = (.+?) +# (.+)$", body, re.M)
+    width = max(len(f"{name} = {value}") for name, value, _ in fields)
+    nb = json.loads(train)
+    cell, = (c for c in nb["cells"] if "parameters" in c["metadata"].get("tags", []))
+    cell["source"] = "\n".join(f"{f'{name} = {value}':{width}}  # {reason}" for name, value, reason in fields).splitlines(keepends=True)
+    return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
 def wanted(root: Path = ROOT) -> dict[Path, str]:
     "Each file this script answers for, with the text it should have."
     f, files = facts(root), {}
     for path in sorted((root/"nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts: files[path] = link(path.read_text(encoding="utf-8"), f)
+    train = root/"nbs/experiments/train.ipynb"
+    files[train] = parameters(files[train], (root/"semissl/train.py").read_text(encoding="utf-8"))
     files[root/"CITATION.cff"] = cite((root/"CITATION.cff").read_text(encoding="utf-8"), f)
     files[root/"README.md"] = readme(files[root/"nbs/index.ipynb"])
     return files

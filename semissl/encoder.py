@@ -6,7 +6,7 @@ Docs: https://semissl.github.io/semissl/encoder.html.md"""
 
 # %% auto #0
 __all__ = ['SMALL_IMAGE', 'ENCODERS', 'resnet', 'conv_bn', 'ResidualPair', 'small_resnet', 'PreActBlock', 'wide_resnet',
-           'timm_encoder', 'encoder', 'check_encoder']
+           'timm_encoder', 'encoder', 'check_encoder', 'stay', 'freeze']
 
 # %% ../nbs/02_encoder.ipynb #b9131d6a
 import torch
@@ -20,9 +20,10 @@ def resnet(
     name: str = "resnet18",    # a torchvision ResNet: "resnet18", "resnet34", "resnet50", ...
     image_size: int = 32,      # side of the views S, pixels; up to 64 the stem is the small-image one
     pretrained: bool = False,  # start from ImageNet weights (downloads them; keeps the large stem)
+    load: bool = True,         # False: only the architecture of the pretrained one
 ) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
     "torchvision's ResNet without its classifier, with a stem that fits the image (He et al. 2016)."
-    net = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    net = models.get_model(name, weights="DEFAULT" if pretrained and load else None)
     if image_size <= SMALL_IMAGE and not pretrained:
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         net.maxpool = nn.Identity()
@@ -124,13 +125,14 @@ def encoder(
     name: str,                 # "small", "wrn_28_2", "wrn_28_8", a torchvision ResNet or any timm model
     image_size: int = 32,      # side of the views S, pixels
     pretrained: bool = False,  # start from published weights; ValueError where there are none
+    load: bool = True,         # False: only the architecture of the pretrained one, for weights that come from a checkpoint
 ) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
     "The encoder of that name; ValueError for an unknown name, weights that do not exist or an image too small for it."
     if name in ENCODERS:
         if pretrained: raise ValueError(f"expected pretrained=False for {name!r}, which has no published weights, got True")
         net = ENCODERS[name]()
-    elif name.startswith("resnet") and name in models.list_models(): net = resnet(name, image_size, pretrained)
-    else: net = timm_encoder(name, image_size, pretrained)
+    elif name.startswith("resnet") and name in models.list_models(): net = resnet(name, image_size, pretrained, load)
+    else: net = timm_encoder(name, image_size, pretrained and load)
     check_encoder(net, image_size)
     return net
 
@@ -149,3 +151,22 @@ def check_encoder(
         raise ValueError(f"expected an encoder for {image_size}-pixel images, got: {err}") from err
     finally: net.train(was)
     if shape != (2, D): raise ValueError(f"expected representations of shape (2, {D}), got {shape}")
+
+# %% ../nbs/02_encoder.ipynb #7db3ba4c
+def stay(module: nn.Module, _) -> None:
+    "Before each pass of a frozen batch normalisation: evaluation mode, whatever the model around it was told."
+    module.eval()
+
+def freeze(
+    net: nn.Module,  # an encoder, changed in place
+    names: str,      # beginnings of its modules' names, joined by commas: "conv1,layer1"; "all" = everything; "" = nothing
+) -> nn.Module:      # the same encoder
+    "Let some layers stay as they are; ValueError for a name that no module with weights has."
+    for name in filter(None, names.split(",")):
+        chosen = [m for n, m in net.named_modules() if name == "all" or n == name or n.startswith(name + ".")]
+        weights = [p for m in chosen for p in m.parameters()]
+        if not weights: raise ValueError(f"expected names of the encoder's modules, among them {', '.join(n for n, _ in net.named_children())}, or 'all', got {name!r}")
+        for p in weights: p.requires_grad_(False)
+        for m in chosen:
+            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.register_forward_pre_hook(stay)
+    return net

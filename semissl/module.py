@@ -91,16 +91,23 @@ class PseudoLabels(nn.Module):
     "A teacher's probabilities to labels and the weight each deserves (SoftMatch, FixMatch); ValueError for an unknown alignment or a threshold outside [0, 1]."
     def __init__(self,
         classes: int,               # K
-        alignment: str = "uniform", # "uniform": all classes are equally frequent; "none": take the probabilities as they are
+        alignment: str = "labels",  # "labels": classes are as frequent as among the labels; "uniform": equally frequent; "none": take the probabilities as they are
         threshold: float = 0.0,     # FixMatch: weight 1 from this confidence on, else 0; 0 = SoftMatch's Gaussian weight
         decay: float = 0.999,       # d of the running means
     ):
         super().__init__()
-        if alignment not in ("uniform", "none"): raise ValueError(f"expected alignment 'uniform' or 'none', got {alignment!r}")
+        if alignment not in ("labels", "uniform", "none"): raise ValueError(f"expected alignment 'labels', 'uniform' or 'none', got {alignment!r}")
         if not 0 <= threshold <= 1: raise ValueError(f"expected a threshold from 0 to 1, got {threshold}")
         self.alignment, self.threshold, self.decay = alignment, threshold, decay
-        for name, start in dict(mean=torch.full((classes,), 1 / classes), mu=torch.tensor(1 / classes), variance=torch.tensor(1.0)).items():
+        for name, start in dict(prior=torch.full((classes,), 1 / classes), mean=torch.full((classes,), 1 / classes), mu=torch.tensor(1 / classes), variance=torch.tensor(1.0)).items():
             self.register_buffer(name, start)
+
+    def see(self,
+        labels: Tensor,  # (N,) int64 labels of the training images, -1 = unlabelled
+    ) -> None:
+        "Learn the prior pi from the labels, one added to each class."
+        counts = torch.bincount(labels[labels >= 0], minlength=len(self.prior)) + 1.0
+        if self.alignment == "labels": self.prior.copy_(counts / counts.sum())
 
     @torch.no_grad()
     def forward(self,
@@ -109,9 +116,9 @@ class PseudoLabels(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # (U,) int64 labels, (U,) weights from 0 to 1
         "Align, take the most probable class, weigh it; the running means move first."
         d = min(self.decay, (1 + step) / (10 + step))
-        if self.alignment == "uniform":
+        if self.alignment != "none":
             self.mean.lerp_(gather_rows(p).mean(0), 1 - d)
-            p = p / self.mean
+            p = p * self.prior / self.mean
             p = p / p.sum(1, keepdim=True)
         confidence, y = p.max(1)
         if self.threshold: return y, (confidence >= self.threshold).to(p.dtype)
@@ -133,6 +140,7 @@ class SemiSSL(L.LightningModule):
         weak: Callable | None = None,           # (uint8 (N, 3, S, S), generator, part) -> one view for the teacher; None: `prepare`
         *,
         total_steps: int,                       # T, optimizer steps of the whole run
+        ssl_weight_end: float = 1.0,            # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
         head_weight: float = 1.0,               # alpha
         correlation_weight: float = 1.0,        # beta
         correlation_form: str = "sample",       # form of L_corr: "sample" or "feature"
@@ -140,9 +148,10 @@ class SemiSSL(L.LightningModule):
         self_train_from: float = 1.0,           # share of training after which stage 3 starts; 1 = never
         pseudo_weight: float = 1.0,             # weight of CE over the pseudo-labels
         pseudo_correlation: bool = True,        # whether pseudo-labelled images join L_corr
-        alignment: str = "uniform",             # of the pseudo-labels, see `PseudoLabels`
+        alignment: str = "labels",              # of the pseudo-labels, see `PseudoLabels`
         threshold: float = 0.0,                 # of their confidence, see `PseudoLabels`
         lr: float = 2e-3,                       # peak learning rate of AdamW
+        encoder_lr: float = 1.0,                # of the encoder, as a share of lr
         weight_decay: float = 0.05,             # of matrices and kernels, not of biases and norms
         ema_decay: float = 0.999,               # d of the averaged weights
         seed: int = 0,                          # of the views
@@ -152,10 +161,10 @@ class SemiSSL(L.LightningModule):
             raise ValueError(f"expected a projector and an objective, or neither, got {projector} and {objective}")
         self.encoder, self.projector, self.head = encoder, projector, head
         self.views, self.prepare, self.objective = views, prepare, objective
-        self.total_steps, self.head_weight, self.correlation_weight = total_steps, head_weight, correlation_weight
+        self.total_steps, self.ssl_weight_end, self.head_weight, self.correlation_weight = total_steps, ssl_weight_end, head_weight, correlation_weight
         self.correlation_form, self.correlate_from, self.self_train_from = correlation_form, correlate_from, self_train_from
         self.weak, self.pseudo_weight, self.pseudo_correlation = weak or (lambda images, generator, part: prepare(images)), pseudo_weight, pseudo_correlation
-        self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
+        self.lr, self.encoder_lr, self.weight_decay, self.seed = lr, encoder_lr, weight_decay, seed
         self.ema = EMA(nn.Sequential(encoder, head), ema_decay)
         self.pseudo_labels = PseudoLabels(head.out_features, alignment, threshold)
         self.last_h, self.card = None, {}                                     # card: what a reader of the checkpoint must know
@@ -164,6 +173,11 @@ class SemiSSL(L.LightningModule):
         "The stage of a step: stage 3 contains stage 2, and needs unlabelled images."
         starts = {1: 0.0, 2: self.correlate_from, 3: self.self_train_from if self.objective is not None else 1.0}
         return max(stage for stage, start in starts.items() if step >= start * self.total_steps)
+
+    def ssl_weight(self, step: int) -> float:
+        "Weight of L_ssl at a step."
+        late = max(0.0, step / self.total_steps - self.self_train_from) / max(1e-9, 1 - self.self_train_from)
+        return 1 + (self.ssl_weight_end - 1) * late
 
     def generator(self, step: int) -> torch.Generator:
         "The randomness of a step, the same in every process: a function of seed and step alone."
@@ -182,14 +196,14 @@ class SemiSSL(L.LightningModule):
         v = torch.cat([one[i] for i in (0, 1) for one in views])              # (2(U+L), 3, S, S): first views, then second
         h1, h2 = self.encoder(v).float().chunk(2)                             # (U+L, D) each
         pseudo = self.teach(batch.unlabelled, generator, batch.step) if stage >= 3 else None
-        return self.losses(h1, h2, batch.labels, stage, pseudo)
+        return self.losses(h1, h2, batch.labels, stage, pseudo, self.ssl_weight(batch.step))
 
     @torch.no_grad()
     def teach(self, images: Tensor, generator: torch.Generator, step: int) -> tuple[Tensor, Tensor]:
         "Labels of the averaged model for weak views of unlabelled images, and their weights."
         return self.pseudo_labels(self.ema(self.weak(images, generator, self.part)).float().softmax(1), step - math.ceil(self.self_train_from * self.total_steps))
 
-    def losses(self, h1: Tensor, h2: Tensor, labels: Tensor, stage: int, pseudo: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+    def losses(self, h1: Tensor, h2: Tensor, labels: Tensor, stage: int, pseudo: tuple[Tensor, Tensor] | None = None, ssl_weight: float = 1.0) -> dict[str, Tensor]:
         "The terms of the loss from the representations of two views; the last rows are the labelled ones, `pseudo` is about the others."
         parts, U, L, both = {}, len(h1) - len(labels), len(labels), lambda a: gather_rows(a.repeat(2))
         if self.objective is not None:
@@ -200,7 +214,7 @@ class SemiSSL(L.LightningModule):
         image = both(torch.arange(L, device=h1.device) + self.global_rank*L)  # (2L,) two views of one image are no pair
         weight = torch.ones_like(h[:, 0])                                     # (2L,)
         parts["cross_entropy"] = cross_entropy(logits, y)
-        loss = parts.get("ssl", 0.0) + self.head_weight*parts["cross_entropy"]
+        loss = ssl_weight*parts.get("ssl", 0.0) + self.head_weight*parts["cross_entropy"]
         if pseudo is not None:
             h_u, y_u, w_u = gather_rows(torch.cat([h1[:U], h2[:U]])), both(pseudo[0]), both(pseudo[1])   # (2U, D), (2U,), (2U,)
             parts["pseudo_weight"] = w_u.mean()
@@ -229,10 +243,10 @@ class SemiSSL(L.LightningModule):
         return h, head(h).float()
 
     def configure_optimizers(self) -> dict:
-        "AdamW without decay on vectors, the schedule of `learning_rate` once per step."
-        weights = [p for p in self.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in weights if p.ndim > 1], "weight_decay": self.weight_decay},
-                  {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=True)
+        "AdamW without decay on vectors, the encoder at its own rate, the schedule of `learning_rate` once per step."
+        rates = [(self.encoder, self.lr * self.encoder_lr), *((m, self.lr) for m in (self.projector, self.head) if m is not None)]
+        groups = [{"params": chosen, "lr": lr, "weight_decay": decay} for m, lr in rates for decay, matrices in ((self.weight_decay, True), (0.0, False))
+                  if (chosen := [p for p in m.parameters() if p.requires_grad and (p.ndim > 1) == matrices])]
+        optimizer = torch.optim.AdamW(groups, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

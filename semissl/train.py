@@ -7,11 +7,11 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 # %% auto #0
 __all__ = ['OBJECTIVES', 'FORMS', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'REPAID_BY', 'METRICS', 'TrainConfig', 'check_type',
            'parse_budget', 'config_from', 'Task', 'own_test_part', 'load_task', 'hold_out', 'fit_test', 'objective',
-           'policies', 'build', 'precision', 'compile_encoder', 'write_whole', 'keep_freed_memory', 'wandb_mode',
-           'Tracker', 'Recorder', 'read_rows', 'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader',
-           'Budget', 'Compile', 'train', 'steps_of', 'Result', 'open_run_dir', 'claim', 'extend', 'measure', 'baseline',
-           'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name', 'peak_memory', 'fit', 'finished',
-           'clean', 'run', 'write_result', 'truth', 'main']
+           'policies', 'start_from', 'build', 'precision', 'compile_encoder', 'write_whole', 'keep_freed_memory',
+           'wandb_mode', 'Tracker', 'Recorder', 'read_rows', 'Progress', 'newest_whole', 'WholeCheckpoints',
+           'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Compile', 'train', 'steps_of', 'Result', 'open_run_dir',
+           'claim', 'extend', 'measure', 'baseline', 'picture_arrays', 'write_predictions', 'versions', 'commit',
+           'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -53,8 +53,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 import semissl
 from .augment import Policy, augment, normalise, policy, two_views
 from .data import FewLabelLoader, ImageSet, LabelSplit, check_test, content_duplicates, hash_order, hide_labels, label_split, load_images
-from .encoder import encoder
-from .evaluate import embedding_map, encode, evaluate, neighbours
+from .encoder import encoder, freeze
+from .evaluate import embedding_map, encode, evaluate, fit_head, neighbours, propagate, spread_out
 from .heads import LinearHead, Projector
 from .losses import barlow_twins, nt_xent, vicreg
 from .metrics import collapse_warning
@@ -78,6 +78,9 @@ class TrainConfig:
     augmentation: str = "auto"          # "digits" or "photos"; "auto" takes "digits" for the embedded digits, else "photos"
     encoder: str = "small"              # "small" trains on a CPU; "resnet18", "wrn_28_2", any timm name
     pretrained: bool = False            # start from published weights where the encoder has some
+    start: str = ""                     # start from the encoder of a finished run: its run_dir; "" for random or published weights
+    encoder_lr: float = 1.0             # learning rate of the encoder as a share of lr; 0.1 goes easy on a pretrained one
+    frozen: str = ""                    # modules of the encoder that stay as they are, by the beginnings of their names: "conv1,layer1", or "all"
     objective: str = "nt_xent"          # L_ssl: "barlow_twins", "vicreg" or "nt_xent", the best of them on a small budget
     lambd_times_dim: float = 8.0        # Barlow Twins: off-diagonal weight times projector_dim, so that the width does not change the balance
     projector_dim: int = 256            # P, and the width of the projector; narrow learns faster on a small budget
@@ -86,12 +89,14 @@ class TrainConfig:
     budget: str = ""                    # what training may take, instead of epochs: "90 s", "15 min", "1 h", "overnight" or "1e6 images" for so many passes; "" for epochs
     correlate_from: float = 0.3         # share of training after which stage 2 starts; 1 for never
     self_train_from: float = 0.4        # share of training after which stage 3 starts; 1 for never
+    ssl_weight_end: float = 1.0         # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
     head_weight: float = 1.0            # alpha: how much the labels guide the encoder
     correlation_weight: float = 1.0     # beta: how strongly images of a class are pulled together in stage 2
     correlation_form: str = "feature"   # "sample": Pearson between images; "feature": Barlow Twins across images of a class
+    propagate: bool = True              # at the start of stage 3 the head learns what the labels become when they flow over the graph of nearest neighbours
     pseudo_weight: float = 1.0          # how much the pseudo-labels of stage 3 count in the cross entropy
     pseudo_correlation: bool = True     # whether pseudo-labelled images join the class correlation
-    alignment: str = "uniform"          # "uniform": pseudo-labels are spread evenly over the classes; "none" where the classes are not equally frequent
+    alignment: str = "labels"           # pseudo-labels are spread over the classes as the labels are (evenly where every class has as many); "uniform" for evenly, "none" for as they come
     confidence_threshold: float = 0.0   # pseudo-labels count from this confidence on (FixMatch); 0 weighs them by it (SoftMatch)
     batch_size: int = 128               # unlabelled images per step, over all devices
     labelled_batch_size: int = 40       # labelled images per step, over all devices
@@ -112,7 +117,7 @@ class TrainConfig:
         for f in fields(self): check_type(f.name, f.type, getattr(self, f.name))
         for name, low, high in RANGES:
             if not low <= getattr(self, name) <= high: raise ValueError(f"expected {name} from {low} to {high}, got {getattr(self, name)}")
-        for name, known in dict(objective=OBJECTIVES, correlation_form=FORMS, precision=PRECISIONS, augmentation=("auto", "digits", "photos"), alignment=("uniform", "none"), compile=("auto", "on", "off")).items():
+        for name, known in dict(objective=OBJECTIVES, correlation_form=FORMS, precision=PRECISIONS, augmentation=("auto", "digits", "photos"), alignment=("labels", "uniform", "none"), compile=("auto", "on", "off")).items():
             if getattr(self, name) not in known: raise ValueError(f"expected {name} to be one of {list(known)}, got {getattr(self, name)!r}")
         parse_budget(self.budget)
         if 0 < self.labels_per_class <= self.validation_per_class:
@@ -122,7 +127,7 @@ BIG = 2**31 - 1
 RANGES = [(n, 1, BIG) for n in ("projector_dim", "projector_layers", "epochs", "batch_size", "devices", "nodes")] + [
     (n, 0, BIG) for n in ("labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "seed")] + [
     (n, 0.0, 1.0) for n in ("test_share", "correlate_from", "self_train_from", "confidence_threshold", "ema_decay", "max_bad_share")] + [
-    (n, 0.0, float("inf")) for n in ("lambd_times_dim", "head_weight", "correlation_weight", "pseudo_weight", "lr", "weight_decay")]
+    (n, 0.0, float("inf")) for n in ("lambd_times_dim", "encoder_lr", "ssl_weight_end", "head_weight", "correlation_weight", "pseudo_weight", "lr", "weight_decay")]
 
 def check_type(
     name: str,      # of the field
@@ -236,25 +241,39 @@ def policies(
     kind = config.augmentation if config.augmentation != "auto" else "digits" if config.data == "digits" else "photos"
     return {strength: policy(kind, strength) for strength in ("view1", "view2", "weak", "none")}
 
+def start_from(
+    f: torch.nn.Module,  # an encoder, its weights are replaced
+    run_dir: str,        # of a finished or interrupted run with the same encoder
+) -> None:
+    "The averaged encoder of another run; FileNotFoundError where there is no checkpoint, ValueError for another encoder."
+    path = Path(run_dir) / "last.ckpt"
+    if not path.exists(): raise FileNotFoundError(f"expected a run with a last.ckpt as start, got {run_dir!r}")
+    weights, ours = torch.load(path, weights_only=True, map_location="cpu")["state_dict"], "ema.model.0."
+    try: f.load_state_dict({k.removeprefix(ours): v for k, v in weights.items() if k.startswith(ours)}, strict=True)
+    except RuntimeError as err: raise ValueError(f"expected a start with the same encoder, got {run_dir!r} with another: {str(err).splitlines()[1].strip()}") from err
+
 def build(
     config: TrainConfig,          # the whole of it
     classes: int,                 # K
     image_size: int,              # S, pixels
     total_steps: int,             # optimizer steps of the run
     self_supervised: bool = True, # False: labels only
+    load: bool = True,            # False: seeded weights only, where a checkpoint brings the others
 ) -> SemiSSL:                     # the same weights for the same seed
-    "Encoder, projector, head and views of a configuration, with freshly seeded weights."
+    "Encoder, projector, head and views of a configuration, with the weights that training starts from."
     torch.manual_seed(config.seed)
-    f, by_strength = encoder(config.encoder, image_size, config.pretrained), policies(config)
+    f, by_strength = encoder(config.encoder, image_size, config.pretrained, load), policies(config)
+    if config.start and load: start_from(f, config.start)
+    freeze(f, config.frozen)
     g = Projector(f.feature_dim, config.projector_dim, config.projector_dim, config.projector_layers)
     model = SemiSSL(
         f, g if self_supervised else None, LinearHead(f.feature_dim, classes),
         views=lambda images, generator, part: two_views(images, (by_strength["view1"], by_strength["view2"]), generator, part),
         prepare=partial(normalise, policy=by_strength["none"]), objective=objective(config) if self_supervised else None,
         weak=lambda images, generator, part: augment(images, by_strength["weak"], generator, part), total_steps=total_steps,
-        head_weight=config.head_weight, correlation_weight=config.correlation_weight, correlation_form=config.correlation_form,
+        ssl_weight_end=config.ssl_weight_end, head_weight=config.head_weight, correlation_weight=config.correlation_weight, correlation_form=config.correlation_form,
         correlate_from=config.correlate_from, self_train_from=config.self_train_from, pseudo_weight=config.pseudo_weight, pseudo_correlation=config.pseudo_correlation,
-        alignment=config.alignment, threshold=config.confidence_threshold, lr=config.lr, weight_decay=config.weight_decay, ema_decay=config.ema_decay, seed=config.seed)
+        alignment=config.alignment, threshold=config.confidence_threshold, lr=config.lr, encoder_lr=config.encoder_lr, weight_decay=config.weight_decay, ema_decay=config.ema_decay, seed=config.seed)
     return model.to(memory_format=torch.channels_last)
 
 # %% ../nbs/08_train.ipynb #e3c7b379
@@ -601,6 +620,28 @@ class Budget(Callback):
             if now > then: module.total_steps = trainer.strategy.broadcast(done + max(0, int((self.seconds - ended) * (now - then) / (ended - began))))
         if done >= module.total_steps: trainer.should_stop = True
 
+class Propagate(Callback):
+    "Before the first step of stage 3 the head is fitted to labels that have flowed over the graph of the averaged encoder's representations."
+    def __init__(self,
+        images: ImageSet,     # the training images with their few labels
+        most: int = 20_000,   # unlabelled images in the graph
+    ):
+        self.images, self.most, self.done = images, most, False
+
+    def state_dict(self) -> dict: return {"done": self.done}
+    def load_state_dict(self, state: dict) -> None: self.done = state["done"]
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.done or module.stage(batch.step) < 3: return
+        self.done, labels = True, self.images.labels
+        if not (labels >= 0).any(): return
+        rows = torch.cat([(labels >= 0).nonzero()[:, 0], spread_out((labels < 0).nonzero()[:, 0], self.most)])
+        with torch.autocast(module.device.type, enabled=False):
+            h, _ = encode(module, self.images.images[rows], device=module.device)
+            W, b = trainer.strategy.broadcast(fit_head(h, propagate(h, labels[rows], module.head.out_features, prior=module.pseudo_labels.prior.cpu())))
+        with torch.no_grad():
+            for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
+
 class Compile(Callback):
     "`compile_encoder` in the process that trains."
     def __init__(self, config: TrainConfig): self.config = config
@@ -617,9 +658,12 @@ def train(
     if config.devices * config.nodes > 1: globalise(model)
     per_epoch, (seconds, _) = len(task.train) // config.batch_size, parse_budget(config.budget)
     keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
-    callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config), keeper]
+    callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config)]
+    if config.propagate and model.objective is not None: callbacks.append(Propagate(task.train))
+    callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)
     if not torch.cuda.is_available(): keep_freed_memory()
+    model.pseudo_labels.see(task.train.labels)
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*")   # the average is meant to be in eval mode
@@ -641,7 +685,8 @@ def steps_of(config: TrainConfig, task: Task) -> int:
     return steps
 
 # %% ../nbs/08_train.ipynb #b2e7a886
-METRICS = ("test_accuracy", "test_accuracy_interval", "linear_probe_accuracy", "knn_accuracy", "calibration_error",
+METRICS = ("test_accuracy", "test_accuracy_interval", "linear_probe_accuracy", "knn_accuracy", "class_means_accuracy", "gaussian_mixture_accuracy", "label_propagation_accuracy",
+           "accuracy_at_50", "accuracy_at_80", "accuracy_at_95", "calibration_error",
            "same_class_correlation", "different_class_correlation", "effective_rank", "validation_accuracy")
 
 @dataclass(frozen=True)
@@ -667,7 +712,7 @@ class Result:
         "The trained model, from last.ckpt."
         checkpoint = torch.load(self.run_dir / "last.ckpt", weights_only=True, map_location="cpu")
         card = checkpoint["semissl"]
-        model = build(TrainConfig(**card["config"]) , len(card["classes"]), card["image_size"], card["total_steps"])
+        model = build(TrainConfig(**card["config"]) , len(card["classes"]), card["image_size"], card["total_steps"], load=False)
         model.load_state_dict(checkpoint["state_dict"], strict=True)
         return model.eval()
 
