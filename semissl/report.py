@@ -6,14 +6,15 @@ Docs: https://semissl.github.io/semissl/report.html.md"""
 
 # %% auto #0
 __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'RED', 'GREEN', 'PALETTE', 'MARKERS', 'WIDTH', 'STYLE', 'CORRELATION', 'CURVES',
-           'METHOD', 'BASELINES', 'SUMMARY', 'class_style', 'Run', 'read_run', 'image_grid', 'views_grid',
-           'learning_curves', 'accuracy_bars', 'confusion', 'class_order', 'class_correlation_pair',
+           'METHOD', 'BASELINES', 'SUMMARY', 'PICTURES', 'REPORT_PAGE', 'class_style', 'Run', 'read_run', 'image_grid',
+           'views_grid', 'learning_curves', 'accuracy_bars', 'confusion', 'class_order', 'class_correlation_pair',
            'representation_map', 'neighbour_grid', 'mistakes', 'confidence_histogram', 'reliability', 'run_figures',
            'save_figures', 'result_row', 'rows_to_json', 'read_rows', 'results_table', 'accuracy_against_labels',
-           'summary_table', 'ratio_table']
+           'summary_table', 'ratio_table', 'Batch', 'read_batch', 'typical_run', 'batch_curves', 'report_blocks',
+           'html_report', 'wandb_report']
 
 # %% ../nbs/12_report.ipynb #2111025a
-import base64, io, json, textwrap, warnings
+import base64, html, io, json, textwrap, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -880,3 +881,128 @@ def ratio_table(
     lines += [f"| {words} | " + " | ".join(cell.get((m, other), "") for other in others) + " |" for m, words in measures.items()]
     told = lambda key: ", ".join(sorted({str(r[key]) for r in kept}))
     return "\n".join([*lines, "", f"Median ratio (smallest to largest) of {told('n')} turns; device {told('device_name')}; commit {told('commit')}; torch {told('torch')}."])
+
+# %% ../nbs/12_report.ipynb #e1a00002
+@dataclass(frozen=True)
+class Batch:
+    "The finished runs of a directory; made by `read_batch`."
+    root: Path             # the directory
+    dirs: list[Path]       # of the runs
+    table: pd.DataFrame    # one row per run, see `result_row`
+    swept: list[str]       # settings that take several values
+
+    @property
+    def groups(self) -> dict[str, list[int]]:  # "lr 0.002, objective vicreg" -> rows
+        "The rows of each combination of settings."
+        if not self.swept: return {"all runs": list(range(len(self.table)))}
+        found = self.table.groupby(self.swept, sort=False, dropna=False)
+        return {", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(self.swept, key)): list(rows.index) for key, rows in found}
+
+def read_batch(
+    root: str | Path,  # where the run directories lie
+) -> Batch:            # every run with a result.json
+    "The finished runs of a directory; FileNotFoundError without one."
+    dirs = sorted(path.parent for path in Path(root).rglob("result.json"))
+    if not dirs: raise FileNotFoundError(f"expected a finished run in {root}, got none")
+    results = [json.loads((d / "result.json").read_text(encoding="utf-8")) for d in dirs]
+    table = pd.DataFrame([result_row(r) for r in results])
+    names = [k for k in results[0]["config"] if k not in ("seed", "run_dir", "wandb_project") and table[k].nunique(dropna=False) > 1]
+    return Batch(Path(root), dirs, table, names)
+
+def typical_run(
+    batch: Batch,  # with or without test accuracies
+) -> Path:         # a run directory
+    "The run with the median test accuracy: the best one would flatter; the first one where nothing was measured."
+    accuracy = batch.table["test_accuracy"].dropna().sort_values(kind="stable") if "test_accuracy" in batch.table else pd.Series(dtype=float)
+    return batch.dirs[accuracy.index[(len(accuracy) - 1) // 2] if len(accuracy) else 0]
+
+# %% ../nbs/12_report.ipynb #e1a00005
+@rc_context(STYLE)
+def batch_curves(
+    batch: Batch,    # whose metrics.csv are drawn
+    most: int = 8,   # groups drawn; more cannot be told apart
+) -> Figure:         # four small axes over the steps
+    "The parts of the loss of every run over its steps, a colour for each combination of settings."
+    groups = dict(list(batch.groups.items())[:most])
+    left = len(batch.groups) - len(groups)
+    fig = _figure(5.2, f"Learning curves of {sum(map(len, groups.values()))} runs" + (f", {left} further settings not drawn" if left else "") + ". Thin: single seeds. Thick: their mean.")
+    axes = fig.subplots(2, 2, sharex=True)
+    for i, (name, rows) in enumerate(groups.items()):
+        runs = [pd.read_csv(batch.dirs[r] / "metrics.csv") for r in rows]
+        colour = (BLUE, *PALETTE[1:3], *PALETTE[4:])[i % 9]
+        for ax, key in zip(axes.flat, CURVES):
+            point = "o" if max(map(len, runs)) < 3 else None           # a line needs two
+            for one in runs: ax.plot(one.step, one[key], color=colour, linewidth=0.8, alpha=0.35, marker=point)
+            mean = pd.concat(runs).groupby("step")[key].mean()
+            ax.plot(mean.index, mean, color=colour, label=name, marker=point)
+    for ax, title in zip(axes.flat, CURVES.values()):
+        ax.set_title(title)
+        ax.grid(axis="y")
+    if len(groups) > 1: fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
+    return fig
+
+# %% ../nbs/12_report.ipynb #e1a00008
+PICTURES = ("class_correlation_pair", "representation_map", "confusion", "mistakes")
+
+def report_blocks(
+    batch: Batch,   # what it is about
+    title: str,     # first line
+) -> list:          # markdown and figures, in reading order
+    "A report of a batch as text, tables and figures."
+    table, by = batch.table, batch.swept or ["data", "labels_per_class"]
+    told = ", ".join(name.replace("_", " ") for name in batch.swept)
+    said = f"{len(table)} runs on {', '.join(sorted(map(str, table['data'].unique())))}, {table['seed'].nunique()} seeds" + (f"; varied: {told}." if told else ".")
+    blocks = [f"# {title}", said, summary_table(table, by=by)]
+    if batch.swept == ["labels_per_class"] and table["test_accuracy"].notna().all(): blocks.append(accuracy_against_labels(table))
+    blocks += ["## How they learnt", batch_curves(batch)]
+    run = typical_run(batch)
+    figures = run_figures(run)
+    return blocks + ["## One of them, from close by", f"The run with the median test accuracy: {run.name}."] + [figures[name] for name in PICTURES if name in figures]
+
+# %% ../nbs/12_report.ipynb #e1a0000b
+REPORT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{font: 16px/1.5 system-ui, sans-serif; color: #22262b; margin: 2rem auto; max-width: 54rem; padding: 0 1rem}} img {{max-width: 100%; display: block; margin: 1.5rem 0}}
+div {{overflow-x: auto}} table {{border-collapse: collapse; font-size: 14px}} th, td {{padding: .3rem .7rem; border-bottom: 1px solid #e6e8ec; text-align: left; white-space: nowrap}} th {{border-bottom: 2px solid #6b7280}}
+</style>
+{body}
+</html>
+"""
+
+def _html(block):
+    "A block as HTML: a figure, a heading, a markdown table with the lines below it, or a paragraph."
+    if isinstance(block, Figure):
+        data, meta = _shown(block)
+        return f'<img src="data:image/png;base64,{data["image/png"]}" alt="{html.escape(meta["image/png"]["alt"], quote=True)}">'
+    if (level := len(block) - len(block.lstrip("#"))): return f"<h{level}>{html.escape(block[level:].strip())}</h{level}>"
+    lines = block.split("\n")
+    rows = [[html.escape(cell.strip()) for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
+    cells = lambda row, tag: "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>"
+    table = "<div><table>" + cells(rows[0], "th") + "".join(cells(row, "td") for row in rows[2:]) + "</table></div>" if rows else ""   # rows[1] is the rule
+    return table + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line and not line.startswith("|"))
+
+def html_report(
+    blocks: list,      # of `report_blocks`
+    path: str | Path,  # of the page
+) -> Path:             # the same path
+    "Write a report as one file that opens without a network."
+    title = next((b.lstrip("# ") for b in blocks if isinstance(b, str) and b.startswith("#")), "Report")
+    Path(path).write_text(REPORT_PAGE.format(title=html.escape(title), body="\n".join(map(_html, blocks))), encoding="utf-8")
+    return Path(path)
+
+# %% ../nbs/12_report.ipynb #e1a0000e
+def wandb_report(
+    blocks: list,   # of `report_blocks`
+    project: str,   # W&B project
+    entity: str,    # user or team
+    group: str,     # of the runs: the name of the batch's directory
+) -> "wandb_workspaces.reports.v2.Report":  # not yet published
+    "The report for W&B: its text and tables, and panels over the runs of the batch."
+    import wandb_workspaces.reports.v2 as wr
+    runs = wr.Runset(entity=entity, project=project, name=group, filters=f"Group = '{group}'")
+    curves = [wr.LinePlot(title=title, x="trainer/global_step", y=[key]) for key, title in CURVES.items()]
+    pictures = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[f"figures/{key}"], num_columns=2) for key in PICTURES]
+    bars = wr.BarPlot(title="test accuracy", metrics=[wr.SummaryMetric("metrics.test_accuracy")])
+    texts = [b for b in blocks if isinstance(b, str)]
+    title = texts[0].lstrip("# ")
+    return wr.Report(project=project, entity=entity, title=title, blocks=[*(wr.MarkdownBlock(text=t) for t in texts[1:3]), wr.PanelGrid(runsets=[runs], panels=[bars, *curves, *pictures])])

@@ -7,11 +7,11 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 # %% auto #0
 __all__ = ['OBJECTIVES', 'FORMS', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'REPAID_BY', 'METRICS', 'TrainConfig', 'check_type',
            'parse_budget', 'config_from', 'Task', 'own_test_part', 'load_task', 'hold_out', 'fit_test', 'objective',
-           'policies', 'start_from', 'build', 'precision', 'compile_encoder', 'keep_freed_memory', 'wandb_mode',
-           'Tracker', 'Recorder', 'read_rows', 'Progress', 'Loader', 'Budget', 'Propagate', 'Compile', 'train',
-           'steps_of', 'Result', 'write_whole', 'open_run_dir', 'measure', 'baseline', 'picture_arrays',
-           'write_predictions', 'versions', 'commit', 'device_name', 'peak_memory', 'fit', 'write_result', 'truth',
-           'main']
+           'policies', 'start_from', 'build', 'precision', 'compile_encoder', 'write_whole', 'keep_freed_memory',
+           'wandb_mode', 'Tracker', 'Recorder', 'read_rows', 'Progress', 'newest_whole', 'WholeCheckpoints',
+           'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Compile', 'train', 'steps_of', 'Result', 'open_run_dir',
+           'claim', 'extend', 'measure', 'baseline', 'picture_arrays', 'write_predictions', 'versions', 'commit',
+           'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -23,25 +23,31 @@ import logging
 import os
 import platform
 import re
+import secrets
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
-from contextlib import redirect_stdout
+import zipfile
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 from urllib.parse import urlparse
 
 import numpy as np
 import pytorch_lightning as L
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import semissl
@@ -302,6 +308,21 @@ def compile_encoder(
     model.encoder.compile()
     return True
 
+# %% ../nbs/08_train.ipynb #6d2f8a11
+def write_whole(
+    path: Path,      # appears whole or not at all
+    write: Callable, # called with a temporary path beside it
+    then: Callable = lambda: None,  # called when that is safe on the disk, before the replacement
+) -> None:
+    "Write beside, flush to the disk, then replace."
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file: os.fsync(file.fileno())
+        then()
+        os.replace(temporary, path)
+    finally: temporary.unlink(missing_ok=True)
+
 # %% ../nbs/08_train.ipynb #f670a44d
 def keep_freed_memory() -> bool:  # whether the C library is one that can (glibc)
     "Let the C library of this process keep large freed blocks instead of giving them back to the system (mallopt(3))."
@@ -320,24 +341,29 @@ def wandb_mode() -> str:
     except (FileNotFoundError, NetrcParseError): return "offline"
 
 class Tracker:
-    "A W&B run through Lightning's WandbLogger, of which nothing can stop training."
+    "A W&B run through Lightning's WandbLogger, of which nothing can stop training. Its id lives in the run directory: a resumed run is the same W&B run."
     def __init__(self,
         config: TrainConfig,  # goes into the run
         run_dir: Path,        # where the run's files lie
     ):
-        self.run, self.broken = None, not config.wandb_project
+        self.run, self.broken, self.path, self.rows, self.there = None, not config.wandb_project, run_dir / "wandb.json", 0, 0
         self.guard(self.start, config, run_dir)
 
     def start(self, config, run_dir):
         import wandb
         from pytorch_lightning.loggers import WandbLogger
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
-        settings = dict(project=config.wandb_project, save_dir=run_dir, config=asdict(config), settings=wandb.Settings(silent=True))
+        given = os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""   # of `wandb agent`
+        if given or not self.path.exists(): self.keep(given or secrets.token_hex(4), finished=False)
+        settings = dict(id=json.loads(self.path.read_text())["id"], project=config.wandb_project, save_dir=run_dir, config=asdict(config), settings=wandb.Settings(silent=True))
         try: self.logger = WandbLogger(name=run_dir.name, **settings, mode=wandb_mode()); self.run = self.logger.experiment
         except wandb.errors.CommError as err:
             warnings.warn(f"W&B could not be reached ({err}): this run is written offline", stacklevel=2)
             self.logger = WandbLogger(name=run_dir.name, **settings, mode="offline"); self.run = self.logger.experiment
+        self.there = self.run.step                                    # rows that W&B's server has already
         print(f"W&B: {self.run.url}" if self.run.url else f"W&B: offline; to upload: wandb sync {Path(self.run.dir).parent}")
+
+    def keep(self, id: str, finished: bool) -> None: write_whole(self.path, lambda p: p.write_text(json.dumps(dict(id=id, finished=finished))))
 
     def guard(self, action, *args):
         "Do it; an exception becomes one warning and the end of logging."
@@ -347,7 +373,18 @@ class Tracker:
             self.broken = True
             warnings.warn(f"W&B logging stopped ({type(err).__name__}: {err}); training goes on and metrics.csv is whole", stacklevel=3)
 
-    def metrics(self, row: dict, step: int) -> None: self.guard(lambda: self.logger.log_metrics(row, step))
+    def replay(self, rows: list[dict]) -> None:
+        "The rows of a resumed run, then the end of the offline files that an earlier process left: they hold nothing else."
+        for row in rows: self.metrics(row)
+        def tidy():
+            for old in self.path.parent.glob(f"wandb/offline-run-*-{self.run.id}*"):
+                if old.resolve() != Path(self.run.dir).parent.resolve(): shutil.rmtree(old)
+        self.guard(tidy)
+
+    def metrics(self, row: dict) -> None:
+        "The next row, unless W&B has it."
+        self.rows += 1
+        if self.rows > self.there: self.guard(lambda: self.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"]))
 
     def finish(self, result: dict, figures: dict) -> None:
         "The result as the run's summary, the figures as images, and the end of the run."
@@ -356,6 +393,7 @@ class Tracker:
             self.run.log({f"figures/{k}": wandb.Image(f) for k, f in figures.items()})
             self.run.summary.update({"metrics": result["metrics"], "baselines": result["baselines"], "cost": result["cost"]})
             self.run.finish()
+            self.keep(self.run.id, finished=True)
         self.guard(end)
 
 # %% ../nbs/08_train.ipynb #12ee9cfd
@@ -363,6 +401,7 @@ class Recorder(Callback):
     "metrics.csv and W&B curves, the NaN stop and the collapse alarm; one device-to-host transfer every few steps."
     COLUMNS = ("step", "epoch", "seconds", "lr", "loss", "ssl", "cross_entropy", "correlation", "labelled_accuracy", "pseudo_cross_entropy", "pseudo_weight", "stage")
     KEYS = COLUMNS[4:-1]
+    state_key = "Recorder"   # in the checkpoint
 
     def __init__(self,
         path: Path | None,               # metrics.csv; None = keep no file (baselines)
@@ -372,13 +411,18 @@ class Recorder(Callback):
         plot_every: float = 10.0,        # seconds between two calls at least
     ):
         self.path, self.tracker, self.every, self.plot, self.plot_every = path, tracker, every, plot, plot_every
-        self.pending, self.rows, self.warned, self.plotted, self.earlier = [], [], False, 0.0, 0.0
+        self.pending, self.rows, self.warned, self.plotted, self.earlier, self.began, self.torn = [], [], False, 0.0, 0.0, time.perf_counter(), False
+
+    def state_dict(self) -> dict: return dict(rows=self.rows, pending=self.pending, seconds=self.elapsed)   # travels in the checkpoint
+    def load_state_dict(self, state: dict) -> None: self.rows, self.pending, self.earlier = state["rows"], state["pending"], state["seconds"]
+
+    def on_fit_start(self, trainer, module):
+        "The file as the checkpoint knows it: rows after it are made again, a line that was cut is gone."
+        if self.path and trainer.is_global_zero: self.write(self.rows)
+        if self.tracker: self.tracker.replay(self.rows)
 
     def on_train_start(self, trainer, module):
-        if self.path and self.path.exists():                                    # resumed: rows after the checkpoint are made again
-            self.rows = [row for row in read_rows(self.path) if row["step"] < trainer.global_step]
-            self.earlier = self.rows[-1]["seconds"] if self.rows else 0.0
-        if self.path and trainer.is_global_zero: self.write(self.rows, "w")
+        self.pending = [p.to(module.device) for p in self.pending]
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -392,7 +436,9 @@ class Recorder(Callback):
         self.flush(trainer, module, trainer.global_step - 1)
         if time.perf_counter() - self.plotted > self.plot_every: self.show(trainer)
 
-    def on_train_end(self, trainer, module): self.show(trainer)
+    def on_train_end(self, trainer, module):
+        if self.torn: self.write(self.rows)
+        self.show(trainer)
 
     def show(self, trainer):
         "The live curves."
@@ -410,8 +456,8 @@ class Recorder(Callback):
         row = dict(step=step, epoch=trainer.current_epoch, seconds=round(self.elapsed, 3),
                    lr=trainer.optimizers[0].param_groups[0]["lr"], **values, stage=module.stage(step))
         self.rows.append(row)
-        if self.path and trainer.is_global_zero: self.write([row], "a")
-        if self.tracker: self.tracker.metrics({k: v for k, v in row.items() if k != "step"}, step)
+        if self.path and trainer.is_global_zero: self.append(row)
+        if self.tracker: self.tracker.metrics(row)
         self.look(module, values)
 
     def look(self, module, values):
@@ -421,18 +467,30 @@ class Recorder(Callback):
         if message: warnings.warn(message, stacklevel=2)
         self.warned = self.warned or bool(message)
 
-    def write(self, rows, mode):
-        with open(self.path, mode, newline="") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
-            if mode == "w": writer.writeheader()
-            writer.writerows(rows)
+    def write(self, rows):
+        "All rows, whole or not at all."
+        def save(path):
+            with open(path, "w", newline="") as file:
+                writer = csv.DictWriter(file, self.COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+        write_whole(self.path, save)
+
+    def append(self, row):
+        "One more row; a disk that refuses it is a warning, and the file is written anew when training ends."
+        if self.torn: return
+        try:
+            with open(self.path, "a", newline="") as file: csv.DictWriter(file, self.COLUMNS).writerow(row)
+        except OSError as err:
+            self.torn = True
+            warnings.warn(f"{self.path} could not be written ({err.strerror}): its rows are kept and written when training ends", stacklevel=2)
 
 def read_rows(
     path: Path,      # metrics.csv
 ) -> list[dict]:     # one dict per row, numbers as numbers
-    "The rows that a Recorder wrote."
-    with open(path, newline="") as file:
-        return [{k: (int if k in ("step", "epoch", "stage") else float)(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    "The rows that a Recorder wrote; a last line without its end is being written and does not count."
+    lines = Path(path).read_bytes().decode().splitlines(keepends=True)
+    return [{k: (int if k in ("step", "epoch", "stage") else float)(v) for k, v in row.items()} for row in csv.DictReader(line for line in lines if line.endswith("\n"))]
 
 class Progress(TQDMProgressBar):
     "One bar per run's epoch with the loss, refreshed every 50 steps: papermill keeps every refresh as output."
@@ -443,6 +501,93 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer, module):
         row = self.recorder.rows[-1] if self.recorder.rows else {}
         return {k: f"{row[k]:.3f}" for k in ("loss", "labelled_accuracy") if k in row}
+
+# %% ../nbs/08_train.ipynb #c4e0b61d
+def newest_whole(
+    folder: Path,  # of a run
+) -> Path | None:  # the checkpoint to go on from; None = from the beginning
+    "last.ckpt, or previous.ckpt where that is missing or damaged; a damaged one is named in a warning and removed."
+    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
+        if not path.exists(): continue
+        try:
+            with zipfile.ZipFile(path) as file: bad = file.testzip()  # reads every byte
+        except OSError: raise
+        except Exception as err: bad = f"{type(err).__name__}: {err}" # a damaged archive may raise anything
+        if not bad: return path
+        warnings.warn(f"{path} is damaged ({bad}): training goes on from the checkpoint before it", stacklevel=2)
+        path.unlink(missing_ok=True)
+
+class WholeCheckpoints(TorchCheckpointIO):
+    "Writes a checkpoint whole or not at all, beside the one before it; a disk that refuses is a warning and `failed`."
+    failed = ""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        def save(beside):
+            with open(beside, "wb") as file: torch.save(checkpoint, file)
+        def rotate():
+            if path.exists(): os.replace(path, path.with_name("previous.ckpt"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, save, rotate)
+            self.failed = ""
+        except (OSError, RuntimeError) as err:                        # torch tells a full disk as a RuntimeError
+            self.failed = f"{path} could not be written ({str(err).splitlines()[0]})"
+            warnings.warn(f"{self.failed}: training goes on, and the checkpoint before it stays", stacklevel=2)
+
+# %% ../nbs/08_train.ipynb #d81f3a52
+class Checkpoints(Callback):
+    "last.ckpt by time and by epoch, and at Ctrl-C or SIGTERM before training stops."
+    EVERY, SHARE = 60.0, 0.05   # seconds between two, and the share of the time that they may take
+
+    def __init__(self,
+        folder: Path | None,  # where last.ckpt goes; None = nowhere
+        config: TrainConfig,  # whose checkpoint it is
+        epochs: int,          # between two checkpoints; 0 = by time only
+    ):
+        self.path, self.config, self.epochs, self.io = folder and folder / "last.ckpt", config, epochs, WholeCheckpoints()
+        self.asked, self.saved, self.pause = False, time.monotonic(), self.EVERY   # a clock that never jumps
+
+    def on_load_checkpoint(self, trainer, module, checkpoint):
+        there, here = checkpoint["semissl"].get("config", {}), asdict(self.config)
+        differing = [f"{k} {there[k]!r} there, {here.get(k)!r} here" for k in there if k not in ("run_dir", "wandb_project") and there[k] != here.get(k)]
+        if differing: raise ValueError(f"expected a checkpoint of the same configuration, got {str(self.path)!r} with {', '.join(differing)}")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        torch.manual_seed((self.config.seed * 2654435761 + batch.step * trainer.world_size + trainer.global_rank) % 2**63)   # of dropout and the like
+        if trainer.world_size > 1 and batch.step % 20: return         # processes agree on the time, which takes some
+        if trainer.strategy.broadcast(self.asked or time.monotonic() - self.saved > self.pause): self.save(trainer)
+        if self.asked: raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer, module):
+        if self.epochs and (trainer.current_epoch + 1) % self.epochs == 0 and not trainer.should_stop: self.save(trainer)
+
+    def on_exception(self, trainer, module, exception):
+        if isinstance(exception, SIGTERMException): self.save(trainer)   # Slurm and others ask first; Lightning has finished the step
+
+    def save(self, trainer):
+        "Between two steps: the batch in hand has not been used."
+        if not self.path: return
+        began, trainer.train_dataloader.step = time.monotonic(), trainer.global_step
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self.saved = time.monotonic()
+        self.pause = max(self.EVERY, (self.saved - began) / self.SHARE)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        "Ctrl-C finishes the step and keeps it, a second Ctrl-C does not wait; afterwards the signal is what it was."
+        alone, before = self.config.devices * self.config.nodes == 1, signal.getsignal(signal.SIGINT) or signal.default_int_handler
+        def ask(*_):
+            if self.asked: raise KeyboardInterrupt
+            self.asked = True
+        mine = threading.current_thread() is threading.main_thread()
+        if mine and alone and before is not signal.SIG_IGN: signal.signal(signal.SIGINT, ask)
+        try: yield
+        except SystemExit as err:                                     # Lightning's way to say so
+            if isinstance(err, SIGTERMException): raise SystemExit(143) from err   # it would be an exit code of 0
+            if not isinstance(err.__context__, KeyboardInterrupt): raise
+            raise KeyboardInterrupt("training was interrupted; the same call goes on from its last checkpoint") from err
+        finally:
+            if mine: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/08_train.ipynb #06c51e5d
 class Loader(L.LightningDataModule):
@@ -507,16 +652,15 @@ def train(
     config: TrainConfig,    # epochs, devices, precision and the batch are read
     task: Task,             # only its `train` is looked at
     recorder: Recorder,     # keeps the curves
-    folder: Path | None = None,  # where last.ckpt goes and from which it resumes; None = no checkpoint
+    folder: Path | None = None,  # where checkpoints go and from which it resumes; None = none are kept
 ) -> float:                 # seconds of training in this process
-    "Train for the budget or the epochs of the configuration, from last.ckpt when there is one; FloatingPointError on a loss that is not finite."
+    "Train for the budget or the epochs of the configuration, from the last checkpoint when there is one; FloatingPointError on a loss that is not finite, OSError when the last checkpoint cannot be written."
     if config.devices * config.nodes > 1: globalise(model)
     per_epoch, (seconds, _) = len(task.train) // config.batch_size, parse_budget(config.budget)
+    keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
     callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config)]
-    often = dict(train_time_interval=timedelta(seconds=max(10, seconds / 20))) if seconds else dict(every_n_epochs=max(1, model.total_steps // per_epoch // 20))
     if config.propagate and model.objective is not None: callbacks.append(Propagate(task.train))
-    if folder: callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, **often))
-    last = folder / "last.ckpt" if folder else None
+    callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)
     if not torch.cuda.is_available(): keep_freed_memory()
     model.pseudo_labels.see(task.train.labels)
@@ -524,11 +668,11 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*")   # the average is meant to be in eval mode
         trainer = L.Trainer(max_epochs=-1 if seconds else -(-model.total_steps // per_epoch), devices=config.devices, num_nodes=config.nodes, precision=precision(config), callbacks=callbacks, logger=False,
-                            enable_checkpointing=bool(folder), enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+                            enable_checkpointing=False, plugins=[keeper.io], enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
                             default_root_dir=folder)
-        trainer.fit(model, datamodule=Loader(task.train, config), ckpt_path=last if last and last.exists() else None, weights_only=True)
-        if last: trainer.save_checkpoint(last, weights_only=False)
-    if trainer.interrupted: raise KeyboardInterrupt("training was interrupted; the same call goes on from last.ckpt")
+        with keeper.interruptible(): trainer.fit(model, datamodule=Loader(task.train, config), ckpt_path=newest_whole(folder) if folder else None, weights_only=True)
+        if folder: trainer.save_checkpoint(keeper.path, weights_only=False)
+    if keeper.io.failed: raise OSError(f"expected room for the last checkpoint, got: {keeper.io.failed}")
     return time.perf_counter() - began
 
 def steps_of(config: TrainConfig, task: Task) -> int:
@@ -572,17 +716,6 @@ class Result:
         model.load_state_dict(checkpoint["state_dict"], strict=True)
         return model.eval()
 
-def write_whole(
-    path: Path,      # appears whole or not at all
-    write: Callable, # called with a temporary path beside it
-) -> None:
-    "Write beside, then replace."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
-
 def open_run_dir(
     config: TrainConfig,  # its run_dir is made when it is not there
 ) -> Path:                # holds config.json
@@ -598,6 +731,42 @@ def open_run_dir(
         differing = ", ".join(f"{k} {found.get(k)!r} there, {wanted.get(k)!r} here" for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k))
         raise ValueError(f"expected a new run_dir or one of the same configuration, got {str(run_dir)!r} with {differing}: choose another run_dir")
     return run_dir
+
+# %% ../nbs/08_train.ipynb #7e29d04b
+@contextmanager
+def claim(
+    run_dir: Path,  # with a config.json
+) -> Iterator[None]:
+    "Have a run directory alone, where the file system knows locks, without the half-written files of a killed process; BlockingIOError when another process works in it."
+    with open(run_dir / "config.json", "rb+") as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err: raise BlockingIOError(f"expected a run_dir that no other process works in, got {str(run_dir)!r}") from err
+        except (ImportError, OSError): pass                           # Windows, some network disks
+        for part in run_dir.glob(".*.*"): part.unlink()               # see `write_whole`
+        yield
+
+def extend(
+    run_dir: str | Path,  # of a finished run
+    **longer,             # epochs or budget
+) -> TrainConfig:         # for `fit`, which goes on from the last checkpoint
+    "Open a finished run for more training; FileNotFoundError for one that is not finished, ValueError for another change or one that is not more."
+    run_dir, old = Path(run_dir), TrainConfig(**Result.read(run_dir).config)
+    if set(longer) not in ({"epochs"}, {"budget"}): raise ValueError(f"expected epochs or a budget to extend, got {', '.join(longer) or 'nothing'}")
+    new, last = replace(old, run_dir=str(run_dir), **longer), run_dir / "last.ckpt"
+    amount = lambda c: (c.epochs, *parse_budget(c.budget))
+    if not max(amount(new)[i] > amount(old)[i] for i in range(3)) or bool(old.budget) != bool(new.budget): raise ValueError(f"expected more than {old.budget or old.epochs}, got {longer}")
+    with claim(run_dir):
+        checkpoint = torch.load(last, weights_only=True, map_location="cpu")
+        (seconds, passes), rows = parse_budget(new.budget), new.batch_size + new.labelled_batch_size
+        steps = BIG if seconds else (passes or Result.read(run_dir).cost["image_passes"] * new.epochs // old.epochs) // rows
+        checkpoint["semissl"] |= dict(config=asdict(new), total_steps=steps)
+        wanted = {k: v for k, v in asdict(new).items() if k not in ("run_dir", "wandb_project")}
+        write_whole(last, lambda p: torch.save(checkpoint, p))
+        write_whole(run_dir / "config.json", lambda p: p.write_text(json.dumps(wanted, indent=1), encoding="utf-8"))
+        (run_dir / "result.json").unlink()
+    return new
 
 # %% ../nbs/08_train.ipynb #01bbc6c4
 def measure(
@@ -618,12 +787,14 @@ def baseline(
     config: TrainConfig, # of the run it is compared with
     task: Task,          # the same split
     card: dict,          # sizes of the model
+    folder: Path | None = None,  # of its checkpoints; None = none are kept
 ) -> tuple[SemiSSL, dict]:  # trained; its seconds and image_passes
     "Train one baseline with the encoder, views, steps and labels of the run."
     began, alone = time.perf_counter(), name == "labels_only"
     changed = replace(config, budget="", correlation_weight=0.0, self_train_from=1.0, head_weight=1.0 if alone else 0.0)   # as many steps, whatever decided them
     model = build(changed, len(card["classes"]), card["image_size"], card["total_steps"], self_supervised=not alone)
-    train(model, changed, task, Recorder(None))
+    model.card = dict(config=asdict(changed))
+    train(model, changed, task, Recorder(None), folder)
     rows = config.labelled_batch_size + (0 if alone else config.batch_size)
     return model, {"seconds": round(time.perf_counter() - began, 1), "image_passes": card["total_steps"] * rows}
 
@@ -699,12 +870,44 @@ def fit(
     draw: Callable | None = None,   # run_dir of the finished run -> figures by name, which go to W&B
     plot: Callable | None = None,   # rows of metrics.csv -> None, called as training goes
 ) -> Result:                        # what result.json holds
-    "Train, measure, compare, write; errors are those of `TrainConfig`, `load_task`, `open_run_dir` and `train`."
-    began, run_dir = time.perf_counter(), open_run_dir(config)
-    if (run_dir / "result.json").exists():
-        print(f"{run_dir} holds this run, finished: its result is returned. Delete the directory to run it again.")
-        return Result.read(run_dir)
-    task, leader = task or load_task(config), rank_zero_only.rank == 0                   # of several processes one writes
+    "Train, measure, compare, write; errors are those of `TrainConfig`, `load_task`, `open_run_dir`, `claim` and `train`."
+    run_dir, leader = open_run_dir(config), rank_zero_only.rank == 0                     # of several processes one writes
+    with claim(run_dir) if leader else nullcontext():
+        if (run_dir / "result.json").exists(): return finished(config, run_dir, draw)
+        return run(config, task or load_task(config), draw, plot, run_dir, leader)
+
+def finished(
+    config: TrainConfig,   # of the run
+    run_dir: Path,         # where it lies
+    draw: Callable | None, # see `fit`
+) -> Result:               # as it was written
+    "The result of a finished run; its W&B run is completed when the process was stopped before that."
+    print(f"{run_dir} holds this run, finished: its result is returned. Delete the directory to run it again.")
+    result, path = Result.read(run_dir), run_dir / "wandb.json"
+    clean(run_dir)
+    if config.wandb_project and path.exists() and not json.loads(path.read_text())["finished"]:
+        tracker = Tracker(config, run_dir)
+        tracker.replay(read_rows(run_dir / "metrics.csv"))
+        tracker.finish(vars(result), draw(run_dir) if draw else {})
+    return result
+
+def clean(
+    run_dir: Path,   # of a finished run
+) -> None:
+    "Remove what only an unfinished run needs: the checkpoint before the last and those of the baselines."
+    (run_dir / "previous.ckpt").unlink(missing_ok=True)
+    for name in ("labels_only", "ssl_then_probe"): shutil.rmtree(run_dir / name, ignore_errors=True)
+
+def run(
+    config: TrainConfig,   # all choices
+    task: Task,            # images and labels
+    draw: Callable | None, # see `fit`
+    plot: Callable | None, # see `fit`
+    run_dir: Path,         # claimed
+    leader: bool,          # whether this process writes
+) -> Result:               # what result.json holds
+    "The work of `fit`."
+    began = time.perf_counter()
     total_steps, size = steps_of(config, task), task.train.images.shape[-1]
     card = dict(config=asdict(config), classes=list(task.train.classes), image_size=size, total_steps=total_steps)
     sizes = len(task.train.classes), size, total_steps
@@ -713,7 +916,7 @@ def fit(
     train(model, config, task, Recorder(run_dir / "metrics.csv", tracker, plot=plot), run_dir)
     total_steps = card["total_steps"] = read_rows(run_dir / "metrics.csv")[-1]["step"] + 1   # what a budget of time has come to
     sizes = len(task.train.classes), size, total_steps
-    others = {name: baseline(name, config, task, card) for name in ("labels_only", "ssl_then_probe")} if config.baselines else {}
+    others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines else {}
     metrics, after = measure(model, task)                                                # all training first: a GPU in use forbids a notebook to start processes
     before = measure(build(config, *sizes), replace(task, validation=None))[1]           # the same seed: the weights that training began with
     compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
@@ -728,6 +931,7 @@ def fit(
         versions=versions(), commit=commit())
     if leader:
         write_result(run_dir, result, task, before, after)
+        clean(run_dir)
         tracker.finish(result, draw(run_dir) if draw else {})
     if torch.distributed.is_initialized(): torch.distributed.barrier()
     return Result.read(run_dir)

@@ -14,7 +14,7 @@ NBS = ROOT/"nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS/"experiments"]
 MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name)]
-MODULES = ["data", "augment", "encoder", "heads", "losses", "metrics", "module", "evaluate", "train", "report"]  # never fewer
+MODULES = ["data", "augment", "encoder", "heads", "losses", "metrics", "module", "evaluate", "train", "batch", "report"]  # never fewer
 
 def name(path: Path) -> str: return path.relative_to(NBS).as_posix()
 def number(path: Path) -> int: return int(path.name[:2])
