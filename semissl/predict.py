@@ -140,7 +140,7 @@ def from_safetensors(
 ) -> Predictor:
     "The predictor in a safetensors file; ValueError for a damaged, foreign or altered file."
     try:
-        with safe_open(path, "pt") as file: about, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
+        with safe_open(path, "pt") as file: about, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys() if not k.startswith("training.")}
     except (SafetensorError, OSError) as err: raise ValueError(f"expected a safetensors file, got {path.name}: {err}") from err
     if not {"semissl", "sha256"} <= set(about): raise ValueError(f"expected a model file of semissl, got {path.name} of another program")
     try: card = json.loads(about["semissl"])
@@ -394,9 +394,12 @@ def check_same(
 def to_safetensors(
     model: Predictor,  # on the CPU
     path: Path,        # model.safetensors
+    training: dict[str, Tensor] | None = None,  # what further training needs beside the model, under "training."
+    **about: str,      # more for the header
 ) -> None:
     "Weights and card, see `from_safetensors`."
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path, metadata={"semissl": json.dumps(model.card), "sha256": digest(model), **{"input": INPUT}})
+    tensors = model.state_dict() | {f"training.{k}": v for k, v in (training or {}).items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"semissl": json.dumps(model.card), "sha256": digest(model), "input": INPUT, **about})
 
 def to_onnx(
     model: Predictor,  # on the CPU
@@ -463,7 +466,7 @@ EXPORTS = {".safetensors": to_safetensors, ".onnx": to_onnx, ".pt2": to_program,
 def export(
     model: Predictor,    # from `load_predictor`
     path: str | Path,    # the suffix says the form: .safetensors, .onnx, .pt2 or .pt
-    **options: bool,     # head=True for .pt
+    **options: Any,      # of that form: head=True for .pt
 ) -> Path:               # the file
     "Write the model in the form of the suffix, whole or not at all; ValueError for another suffix or an export that does not compute the same."
     path = Path(path)
