@@ -410,13 +410,14 @@ def widget_class() -> type:
     synced = lambda kind, *args: kind(*args).tag(sync=True)
     state = dict(page=synced(traitlets.List), classes=synced(traitlets.List), counts=synced(traitlets.Dict), letters=synced(traitlets.Unicode, KEYS), grid=synced(traitlets.Bool, False),
                  start=synced(traitlets.Int, 0), labelled=synced(traitlets.Int, 0), skipped=synced(traitlets.Int, 0), total=synced(traitlets.Int, 0))
-    return type("LabelWidget", (anywidget.AnyWidget,), dict(_esm=VIEW, _css=LOOK, **state))
+    return type("LabelWidget", (anywidget.AnyWidget,), dict(_esm=VIEW, _css=LOOK, __module__=__name__, __repr__=lambda widget: repr(widget.labeller), **state))
 
 def widget_of(
     labeller: Labeller,  # is shown and changed
 ) -> Any:                # an anywidget
     "The widget of a labeller, at the first open question; ImportError without anywidget."
     widget = widget_class()(total=len(labeller.order))
+    widget.labeller = labeller
     widget.on_msg(lambda _, message, buffers: respond(labeller, widget, message))
     show(labeller, widget, first_open(labeller))
     return widget
