@@ -401,9 +401,9 @@ class Reader(contextlib.ExitStack):
 def plain_reason(reason: str  # what Pillow or this module says about a file
                  ) -> str:  # one sentence in the form "expected X, got Y"
     "Pillow's ways to say that a file is no image, or half of one, in the words of this project."
-    for sign, found in {"cannot identify": f"an image ({', '.join(FORMATS)}), got something else", "truncated": "a whole image, got a truncated one", "broken data": "a whole image, got a damaged one",
+    for sign, found in {"cannot identify": f"an image ({', '.join(FORMATS)}), got something else", "truncated": "a whole image, got a truncated one", "broken data": "a whole image, got a damaged one", "create decoder": "a whole image, got a damaged one",
                         "decompression bomb": f"at most {Image.MAX_IMAGE_PIXELS} pixels, got a decompression bomb"}.items():
-        if sign in reason and not reason.startswith("expected"):
+        if sign in reason.lower() and not reason.startswith("expected"):
             return f"expected {found}"
     return reason if reason.startswith("expected") else f"expected a readable image, got: {reason}"
 
