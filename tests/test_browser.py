@@ -6,7 +6,7 @@ import pytest
 from pictures import photos
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: apt-get install chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 QUICK = {"images": "photos", "classes": "temple,flower", "image_size": 24, "look_budget": "1500 images", "budget": "4000 images", "more_budget": "500 images", "corrections": 6, "folder": "mine"}
