@@ -23,7 +23,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .data import Entry, ImageSet, LabelSplit, Reader, channels_first, decode_image, duplicate_report, from_arrays, load_images, plain_reason, resize_images, split_hash, square_pixels, to_uint8
+from .data import (Entry, ImageSet, LabelSplit, Reader, channels_first, decode_image, duplicate_report, from_arrays, load_images,
+                          plain_reason, resize_images, split_hash, square_pixels, to_uint8)
 from .evaluate import encode
 from .label import suggest
 from .module import SemiSSL
@@ -49,6 +50,7 @@ def one_picture(
     pixels = torch.from_numpy(channels_first(to_uint8(np.asarray(image))[None]))
     return (resize_images(pixels, size) if size else pixels)[0]
 
+# %% ../nbs/13_classifier.ipynb #c71587b7
 def flat_rows(
     rows: np.ndarray,  # (N, F) one image a row: F = S*S grey, or S*S*3 with the colours last
 ) -> np.ndarray:       # (N, S, S) or (N, S, S, 3)
@@ -57,6 +59,7 @@ def flat_rows(
         if rows.shape[1] and np.prod(shape) == rows.shape[1]: return rows.reshape(len(rows), *shape)
     raise ValueError(f"expected rows of S*S or S*S*3 pixels, got {rows.shape[1]} columns")
 
+# %% ../nbs/13_classifier.ipynb #e52a8a52
 def as_images(
     images: Any,    # a folder, a zip, "digits" or an ImageSet; or a list of paths, pictures, arrays; or one array, tensor or table
     size: int = 0,  # S; 0 = as they are, when all are alike
@@ -71,7 +74,8 @@ def as_images(
         return from_arrays(flat_rows(values) if values.ndim == 2 else values, size=size)
     if not len(values): raise ValueError("expected at least 1 image, got none")
     pictures = [one_picture(v.detach().cpu() if isinstance(v, Tensor) else v, size) for v in values]
-    if odd := [p.shape for p in pictures if p.shape != pictures[0].shape]: raise ValueError(f"expected images of one size or an image_size, got {tuple(pictures[0].shape[1:])} and {tuple(odd[0][1:])}")
+    if odd := [p.shape for p in pictures if p.shape != pictures[0].shape]:
+        raise ValueError(f"expected images of one size or an image_size, got {tuple(pictures[0].shape[1:])} and {tuple(odd[0][1:])}")
     names = tuple(str(v) if isinstance(v, (str, Path)) else str(i) for i, v in enumerate(values))
     return ImageSet(resize_images(torch.stack(pictures), size), torch.full((len(pictures),), -1), (), names, "images")
 
@@ -103,7 +107,8 @@ def warm(
     try:
         model.encoder.load_state_dict(before.encoder.state_dict(), strict=True)
         model.projector.load_state_dict(projector, strict=True)
-    except RuntimeError as err: raise ValueError(f"expected the encoder and projector of the last training for warm_start, got others: {' '.join(str(err).split())[:160]}") from err
+    except RuntimeError as err:
+        raise ValueError(f"expected the encoder and projector of the last training for warm_start, got others: {' '.join(str(err).split())[:160]}") from err
     with torch.no_grad():
         for k, name in enumerate(classes):
             if name in before.classes:
@@ -111,6 +116,7 @@ def warm(
                 model.head.weight[k], model.head.bias[k] = before.head.weight[old], before.head.bias[old]
     model.ema.model.load_state_dict(torch.nn.Sequential(model.encoder, model.head).state_dict())
 
+# %% ../nbs/13_classifier.ipynb #4eecffe0
 def learn(
     config: TrainConfig,   # run_dir says where
     images: ImageSet,      # labels -1 but for the labelled ones
@@ -173,12 +179,14 @@ class Answers(ClassifierMixin, TransformerMixin):
     ) -> list[int]:          # k rows, the most telling first
         "Which images to label next: typical ones while there is no label, then doubtful ones; errors as `label.suggest`."
         check_is_fitted(self)
-        if images is None and not hasattr(self, "images_"): raise ValueError("expected images to choose from, got none: a classifier from a file does not carry those it was trained on")
+        if images is None and not hasattr(self, "images_"):
+            raise ValueError("expected images to choose from, got none: a classifier from a file does not carry those it was trained on")
         images = self.images_ if images is None else as_images(images, self.model_.image_size)
         labels = images.labels if images is getattr(self, "images_", None) and y is None else label_rows(y, len(images))[0]
         h, p = self.outputs(images)
         return suggest(h, k, labels, p if len(self.classes_) else None, seed=seed_of(self.random_state))
 
+# %% ../nbs/13_classifier.ipynb #f23a0084
 def seed_of(
     random_state: Any,  # an int, a RandomState, or None for NumPy's own
 ) -> int:               # 0 to 2**31 - 2
@@ -215,8 +223,10 @@ class FewLabelClassifier(Answers, BaseEstimator):
     ) -> TrainConfig:
         "The run that these parameters and images make."
         alone = {} if len(images.classes) else dict(labelled_batch_size=0, head_weight=0.0, correlation_weight=0.0, self_train_from=1.0)
-        return TrainConfig(**dict(data="images", labels_per_class=0, image_size=images.images.shape[-1], encoder=self.encoder, augmentation=self.augmentation, epochs=self.epochs, budget=self.budget,
-                                  pretrained=self.pretrained, batch_size=min(self.batch_size, len(images)), seed=seed_of(self.random_state), baselines=False, wandb_project="", run_dir=run_dir) | (self.settings or {}) | alone)
+        chosen = dict(data="images", labels_per_class=0, image_size=images.images.shape[-1], encoder=self.encoder, augmentation=self.augmentation,
+                      epochs=self.epochs, budget=self.budget, pretrained=self.pretrained, batch_size=min(self.batch_size, len(images)),
+                      seed=seed_of(self.random_state), baselines=False, wandb_project="", run_dir=run_dir)
+        return TrainConfig(**chosen | (self.settings or {}) | alone)
 
     def fit(self,
         images: Any,    # see `as_images`

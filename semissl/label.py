@@ -28,9 +28,10 @@ from .predict import listed, written_whole
 __all__ = ['TWINS', 'KEYS', 'LOOK', 'VIEW', 'directions', 'typicality', 'regions', 'spread', 'isolation', 'doubtful', 'suggest',
            'Labels', 'check_name', 'Labeller', 'picture', 'widget_class', 'widget_of', 'first_open', 'show', 'respond']
 
-# %% ../nbs/10_label.ipynb #24877b19
+# %% ../nbs/10_label.ipynb #a0dd599b
 TWINS = 0.14   # distance of two unit vectors with a cosine of 0.99
 
+# %% ../nbs/10_label.ipynb #e9689afc
 def directions(
     h: Tensor,  # (N, D) representations
 ) -> Tensor:    # (N, D) float32, each of length 1
@@ -53,6 +54,7 @@ def typicality(
     typical = known.sum(1) / near.where(known, torch.zeros(())).sum(1).clamp(min=1e-6)
     return typical.where(known.any(1), torch.zeros(())), 1 / twins.sum(1).clamp(min=1)
 
+# %% ../nbs/10_label.ipynb #bf7d91fa
 def regions(
     u: Tensor,      # (N, D) directions
     clusters: int,  # how many
@@ -103,6 +105,7 @@ def isolation(
     rows = torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:sample]
     return torch.cat([torch.cdist(part, u[rows]).topk(min(k + 1, len(rows)), largest=False).values.mean(1) for part in u.split(4096)])
 
+# %% ../nbs/10_label.ipynb #68e507ad
 def doubtful(
     u: Tensor,              # (N, D) directions
     k: int,                 # labels wanted
@@ -178,9 +181,10 @@ class Labels:
                 os.fsync(file.fileno())
         return table
 
-# %% ../nbs/10_label.ipynb #38e687c2
+# %% ../nbs/10_label.ipynb #1b080aa4
 KEYS = "1234567890qwertyiopadfhjklzxcvm"   # of the classes in order; s, u, n and g are skip, undo, new class and grid
 
+# %% ../nbs/10_label.ipynb #1a9a3602
 def check_name(
     name: str,  # of a class
 ) -> str:       # without white space around it
@@ -189,6 +193,7 @@ def check_name(
     if not name or "\n" in name or "\r" in name: raise ValueError(f"expected a class name on one line, got {name!r}")
     return name
 
+# %% ../nbs/10_label.ipynb #dcbe2e06
 class Labeller:
     "Images, classes and labels.csv; shown in a notebook it is the widget. ValueError for an unknown path or a bad class name."
     def __init__(self,
@@ -402,16 +407,19 @@ def picture(
     image.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
+# %% ../nbs/10_label.ipynb #ceea310b
 @cache
 def widget_class() -> type:
     "The class of the widget; ImportError without anywidget."
     try: import anywidget, traitlets
     except ImportError as err: raise ImportError("expected anywidget to show the labeller, got no such package: pip install anywidget, or label by `answer`") from err
     synced = lambda kind, *args: kind(*args).tag(sync=True)
-    state = dict(page=synced(traitlets.List), classes=synced(traitlets.List), counts=synced(traitlets.Dict), letters=synced(traitlets.Unicode, KEYS), grid=synced(traitlets.Bool, False),
+    state = dict(page=synced(traitlets.List), classes=synced(traitlets.List), counts=synced(traitlets.Dict),
+                 letters=synced(traitlets.Unicode, KEYS), grid=synced(traitlets.Bool, False),
                  start=synced(traitlets.Int, 0), labelled=synced(traitlets.Int, 0), skipped=synced(traitlets.Int, 0), total=synced(traitlets.Int, 0))
     return type("LabelWidget", (anywidget.AnyWidget,), dict(_esm=VIEW, _css=LOOK, __module__=__name__, __repr__=lambda widget: repr(widget.labeller), **state))
 
+# %% ../nbs/10_label.ipynb #61c3cd70
 def widget_of(
     labeller: Labeller,  # is shown and changed
 ) -> Any:                # an anywidget
@@ -430,6 +438,7 @@ def first_open(
     at = next((i for i, p in enumerate(labeller.order) if p not in labeller.table), max(0, len(labeller.order) - 1))
     return at - at % labeller.page
 
+# %% ../nbs/10_label.ipynb #b9ea8efa
 def show(
     labeller: Labeller,  # what is
     widget: Any,         # what is shown
@@ -443,6 +452,7 @@ def show(
         widget.classes, widget.counts = list(labeller.classes), dict(Counter(d for d in decided if d))
         widget.labelled, widget.skipped, widget.start = sum(map(bool, decided)), decided.count(""), start
 
+# %% ../nbs/10_label.ipynb #a533199b
 def respond(
     labeller: Labeller,  # is changed
     widget: Any,         # is told

@@ -34,9 +34,10 @@ __all__ = ['CARD', 'INPUT', 'EXPORTS', 'check_card', 'Predictor', 'read_checkpoi
            'predict_table', 'finish_table', 'Program', 'card_text', 'example', 'check_same', 'to_safetensors',
            'to_onnx', 'to_program', 'library_model', 'to_state_dict', 'export']
 
-# %% ../nbs/09_predict.ipynb #d4d2cca2
+# %% ../nbs/09_predict.ipynb #60299995
 CARD = dict(encoder=str, pretrained=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)
 
+# %% ../nbs/09_predict.ipynb #96154c71
 def check_card(
     card: Any,  # what a file says about its model
 ) -> dict:      # the same, when it can be trusted
@@ -49,7 +50,8 @@ def check_card(
     if len(card["mean"]) != 3 or len(card["std"]) != 3 or not all(isinstance(v, float) and isfinite(v) for v in numbers) or min(*card["std"], card["temperature"]) <= 0:
         raise ValueError(f"expected three means, three deviations above 0 and a temperature above 0 in the card, got {numbers!r:.80}")
     names = card["classes"]
-    if not all(isinstance(c, str) for c in names) or len(set(names)) < len(names) or len(names) == 1: raise ValueError(f"expected different names of at least two classes in the card, got {names!r:.80}")
+    if not all(isinstance(c, str) for c in names) or len(set(names)) < len(names) or len(names) == 1:
+        raise ValueError(f"expected different names of at least two classes in the card, got {names!r:.80}")
     if not 1 <= card["image_size"] <= 4096: raise ValueError(f"expected an image_size from 1 to 4096 in the card, got {card['image_size']}")
     return {name: card[name] for name in CARD}
 
@@ -93,6 +95,7 @@ def read_checkpoint(
     if not isinstance(found, dict): raise ValueError(f"expected a checkpoint of semissl, got {path.name} with a {type(found).__name__}")
     return found
 
+# %% ../nbs/09_predict.ipynb #f1701f62
 def fill(
     card: dict,               # what the model is
     weights: dict[str, Tensor],  # its state, under the names of `Predictor`
@@ -101,8 +104,10 @@ def fill(
     "The model of a card with its weights; ValueError unless every weight fits and is finite."
     model = Predictor(card)
     try: model.load_state_dict(weights, strict=True)
-    except RuntimeError as err: raise ValueError(f"expected the weights of {card['encoder']!r} with {len(card['classes'])} classes in {name}, got others: {' '.join(str(err).split())[:200]}") from err
-    if wrong := [k for k, v in model.state_dict().items() if not torch.isfinite(v).all()]: raise ValueError(f"expected finite weights in {name}, got infinite ones or none in {wrong[:3]}")
+    except RuntimeError as err:
+        raise ValueError(f"expected the weights of {card['encoder']!r} with {len(card['classes'])} classes in {name}, got others: {' '.join(str(err).split())[:200]}") from err
+    if wrong := [k for k, v in model.state_dict().items() if not torch.isfinite(v).all()]:
+        raise ValueError(f"expected finite weights in {name}, got infinite ones or none in {wrong[:3]}")
     return model
 
 # %% ../nbs/09_predict.ipynb #b66af69b
@@ -135,6 +140,7 @@ def digest(
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
+# %% ../nbs/09_predict.ipynb #544d5b14
 def from_safetensors(
     path: Path,    # written by `export`
 ) -> Predictor:
@@ -146,9 +152,11 @@ def from_safetensors(
     try: card = json.loads(about["semissl"])
     except json.JSONDecodeError as err: raise ValueError(f"expected a card of JSON in {path.name}, got: {err}") from err
     model = fill(card if isinstance(card, dict) and set(CARD) <= set(card) else check_card(card), weights, path.name)
-    if digest(model) != about["sha256"]: raise ValueError(f"expected card and weights of SHA-256 {about['sha256'][:16]}... in {path.name}, got {digest(model)[:16]}...: the file was changed")
+    if digest(model) != about["sha256"]:
+        raise ValueError(f"expected card and weights of SHA-256 {about['sha256'][:16]}... in {path.name}, got {digest(model)[:16]}...: the file was changed")
     return model
 
+# %% ../nbs/09_predict.ipynb #d83b2408
 def load_predictor(
     path: str | Path,  # a run directory, its last.ckpt, or a .safetensors file of `export`
 ) -> Predictor:        # in evaluation mode, on the CPU
@@ -172,12 +180,14 @@ def listed(
     if not entries: raise ValueError(f"expected images in {', '.join(f.name for f in files)}, got none")
     return entries
 
+# %% ../nbs/09_predict.ipynb #d98037d1
 class Block(NamedTuple):
     "Some images on their way to the model."
     names: list[str]      # within the source
     images: Tensor        # (n, 3, S, S) uint8; black where bad
     bad: dict[int, str]   # position -> reason it could not be read
 
+# %% ../nbs/09_predict.ipynb #a2fa526e
 def blocks(
     images: list[Entry] | ImageSet,  # from `listed`
     size: int,        # S, side in pixels
@@ -199,6 +209,7 @@ def blocks(
             if alone or len(ahead) > 2 * (workers or os.cpu_count()): yield finished(*ahead.popleft(), size)
         while ahead: yield finished(*ahead.popleft(), size)
 
+# %% ../nbs/09_predict.ipynb #1e2192d9
 def finished(
     part: list[Entry],  # the images of the block
     job: Any,           # a future of `decode_block`; None = do it here
@@ -220,6 +231,7 @@ def written_whole(
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
+# %% ../nbs/09_predict.ipynb #9fd21d99
 def table_stamp(
     model: Predictor,                # its digest counts
     images: list[Entry] | ImageSet,  # from `listed`
@@ -234,6 +246,7 @@ def table_stamp(
         for e in images: total.update(json.dumps([e.name, e.size, e.stamp]).encode())
     return total.hexdigest()[:16]
 
+# %% ../nbs/09_predict.ipynb #d5c56178
 def write_part(
     path: Path,         # of the block
     block: Block,       # its images
@@ -259,6 +272,7 @@ def read_part(
         frame = pd.DataFrame({"path": part["path"].astype(object), "label": np.array(classes, dtype=object)[p.argmax(1)], "confidence": p.max(1, initial=0)})
         return pd.concat([frame, pd.DataFrame(p, columns=[f"p_{c}" for c in classes])], axis=1), h, json.loads(str(part["bad"]))
 
+# %% ../nbs/09_predict.ipynb #649e5cda
 def write_csv(
     path: Path,               # of the table
     parts: Sequence[Path],    # its blocks, in order
@@ -271,6 +285,7 @@ def write_csv(
             if h is not None: frame = pd.concat([frame, pd.DataFrame(h, columns=[f"h_{j}" for j in range(h.shape[1])])], axis=1)
             frame.to_csv(file, index=False, header=i == 0, float_format="%.6f", lineterminator="\n")
 
+# %% ../nbs/09_predict.ipynb #d0f31209
 def write_parquet(
     path: Path,               # of the table
     parts: Sequence[Path],    # its blocks, in order
@@ -296,6 +311,7 @@ class Predictions(NamedTuple):
     rows: int                # images with a prediction
     skipped: dict[str, str]  # path -> reason of each image that could not be read
 
+# %% ../nbs/09_predict.ipynb #f7659b1c
 def known_table(
     out: Path,       # path of the table without its suffix
     stamp: str,      # from `table_stamp`
@@ -308,6 +324,7 @@ def known_table(
     whole = about.get("stamp") == stamp and found.csv.exists() and (found.parquet is None or found.parquet.exists())
     return found if whole else None
 
+# %% ../nbs/09_predict.ipynb #373420c0
 def predict_table(
     model: Predictor,            # from `load_predictor`
     source: Any,                 # any images, see `listed`
@@ -320,7 +337,8 @@ def predict_table(
 ) -> Predictions:
     "A label for every image, in bounded memory, going on where a killed call was; ValueError for a model without classes, ImportError for Parquet without pyarrow."
     if not model.classes: raise ValueError("expected a model that was trained with labels, got one without classes")
-    if parquet and not importlib.util.find_spec("pyarrow"): raise ImportError("expected pyarrow for a Parquet file, got no such package: pip install pyarrow, or take parquet=False")
+    if parquet and not importlib.util.find_spec("pyarrow"):
+        raise ImportError("expected pyarrow for a Parquet file, got no such package: pip install pyarrow, or take parquet=False")
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out, images = Path(out), listed(source)
     stamp = table_stamp(model, images, embedding, rows)
@@ -338,6 +356,7 @@ def predict_table(
     for old in out.parent.glob(f".{out.name}-????????????????"): shutil.rmtree(old, ignore_errors=True)
     return found
 
+# %% ../nbs/09_predict.ipynb #3166df41
 def finish_table(
     out: Path,              # path of the table without its suffix
     parts: Sequence[Path],  # all its blocks
@@ -351,7 +370,8 @@ def finish_table(
     rows, skipped = 0, {}
     for part in parts:
         with np.load(part) as p: rows += len(p["path"]); skipped |= json.loads(str(p["bad"]))
-    with written_whole(Path(f"{out}.json")) as beside: beside.write_text(json.dumps(dict(stamp=stamp, model=digest(model), **model.card, rows=rows, skipped=skipped), indent=1), encoding="utf-8")
+    about = dict(stamp=stamp, model=digest(model), **model.card, rows=rows, skipped=skipped)
+    with written_whole(Path(f"{out}.json")) as beside: beside.write_text(json.dumps(about, indent=1), encoding="utf-8")
     return Predictions(Path(f"{out}.csv"), Path(f"{out}.parquet") if parquet else None, rows, skipped)
 
 # %% ../nbs/09_predict.ipynb #575e9775
@@ -366,12 +386,14 @@ class Program(nn.Module):
 
 INPUT = "uint8, (N, 3, S, S), RGB: the centre square of the upright image, resized to S by antialiased bilinear resampling, transparency on white"
 
+# %% ../nbs/09_predict.ipynb #ac48845d
 def card_text(
     model: Predictor,  # any
 ) -> str:              # JSON
     "The card with what the input must be."
     return json.dumps({**model.card, "input": INPUT})
 
+# %% ../nbs/09_predict.ipynb #63dc098e
 def example(
     model: Predictor,  # any
     n: int = 2,        # images
@@ -379,6 +401,7 @@ def example(
     "Noise of the right shape."
     return torch.randint(0, 256, (n, 3, model.image_size, model.image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
+# %% ../nbs/09_predict.ipynb #3a6acce9
 def check_same(
     wanted: Sequence[Tensor],       # probabilities and representations of the model
     got: Sequence[np.ndarray | Tensor],  # those of its export
@@ -401,6 +424,7 @@ def to_safetensors(
     tensors = model.state_dict() | {f"training.{k}": v for k, v in (training or {}).items()}
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"semissl": json.dumps(model.card), "sha256": digest(model), "input": INPUT, **about})
 
+# %% ../nbs/09_predict.ipynb #42182906
 def to_onnx(
     model: Predictor,  # on the CPU
     path: Path,        # model.onnx
@@ -417,6 +441,7 @@ def to_onnx(
     with torch.no_grad(): wanted = Program(model)(images)
     check_same(wanted, onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": images.numpy()}), "the ONNX file")
 
+# %% ../nbs/09_predict.ipynb #974465e7
 def to_program(
     model: Predictor,  # on the CPU
     path: Path,        # model.pt2
@@ -445,6 +470,7 @@ def library_model(
     net = timm.create_model(name, num_classes=classes, **({"img_size": size} if "vit" in name and "levit" not in name else {}))
     return net, net.pretrained_cfg["classifier"]
 
+# %% ../nbs/09_predict.ipynb #61e70c48
 def to_state_dict(
     model: Predictor,    # on the CPU
     path: Path,          # encoder.pt
@@ -460,9 +486,10 @@ def to_state_dict(
     torch.save(weights, path)
     path.with_suffix(".json").write_text(card_text(model), encoding="utf-8")
 
-# %% ../nbs/09_predict.ipynb #82bdbe40
+# %% ../nbs/09_predict.ipynb #36844224
 EXPORTS = {".safetensors": to_safetensors, ".onnx": to_onnx, ".pt2": to_program, ".pt": to_state_dict}
 
+# %% ../nbs/09_predict.ipynb #96c03cd4
 def export(
     model: Predictor,    # from `load_predictor`
     path: str | Path,    # the suffix says the form: .safetensors, .onnx, .pt2 or .pt
