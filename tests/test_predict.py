@@ -91,8 +91,8 @@ def test_hostile_model_files_run_nothing(tmp_path, suffix):
         with pytest.raises(ValueError, match="^expected ") as said: load_predictor(path)
         assert "\n" not in str(said.value) and len(str(said.value)) < 500, i
     assert not ran.exists()
-    path.write_bytes(saved(Touch(ran)))
-    torch.load(path, weights_only=False)                                             # the trap is live: who loads it without care runs it
+    (tmp_path/"trap.pt").write_bytes(saved(Touch(ran)))
+    torch.load(tmp_path/"trap.pt", weights_only=False)                                       # the trap is live: who loads it without care runs it
     assert ran.exists()
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
