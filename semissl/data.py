@@ -25,18 +25,19 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['FORMATS', 'SUFFIXES', 'MAX_FILE_BYTES', 'PARTS', 'CACHE_FORMAT', 'ImageSet', 'check_images', 'to_uint8',
-           'channels_first', 'centre_square', 'resize_images', 'label_numbers', 'from_arrays', 'hash_order',
-           'load_digits_part', 'deep_to_uint8', 'to_rgb', 'square_pixels', 'decode_image', 'scanlines', 'paeth',
-           'turned', 'unfilter', 'Entry', 'visible', 'is_image_name', 'list_folder', 'safe_member', 'list_zip',
-           'read_member', 'Reader', 'outer_folder', 'place', 'check_classes', 'Listing', 'list_source', 'unique_names',
-           'decode_block', 'write_block', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows', 'fingerprint',
-           'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off', 'one_at_a_time', 'drop_rows',
-           'write_cache', 'cached_files', 'read_labels', 'apply_labels', 'from_files', 'from_pictures',
-           'torchvision_dataset', 'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images',
-           'rename_classes', 'LabelSplit', 'split_hash', 'check_budget', 'label_split', 'hide_labels', 'check_test',
-           'row_hashes', 'content_duplicates', 'mix', 'random_keys', 'balanced_rounds', 'Batch', 'FewLabelLoader',
-           'epoch_rows', 'fits', 'Ahead']
+__all__ = ['FORMATS', 'SUFFIXES', 'MAX_FILE_BYTES', 'MAX_MEMBERS', 'MAX_DIRECTORY', 'MAX_RATIO', 'PARTS', 'CACHE_FORMAT',
+           'ImageSet', 'check_images', 'to_uint8', 'channels_first', 'centre_square', 'resize_images', 'label_numbers',
+           'from_arrays', 'hash_order', 'load_digits_part', 'deep_to_uint8', 'to_rgb', 'square_pixels', 'decode_image',
+           'scanlines', 'paeth', 'turned', 'unfilter', 'Entry', 'visible', 'is_image_name', 'printable', 'list_folder',
+           'safe_member', 'list_zip', 'check_directory', 'check_bomb', 'read_member', 'Reader', 'plain_reason',
+           'outer_folder', 'place', 'check_classes', 'Listing', 'list_source', 'unique_names', 'decode_block',
+           'write_block', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows', 'fingerprint', 'writable',
+           'cache_place', 'spot_check', 'read_cache', 'collector_off', 'one_at_a_time', 'drop_rows', 'write_cache',
+           'cached_files', 'read_labels', 'apply_labels', 'from_files', 'from_pictures', 'torchvision_dataset',
+           'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes', 'LabelSplit',
+           'split_hash', 'check_budget', 'label_split', 'hide_labels', 'check_test', 'row_hashes', 'content_duplicates',
+           'duplicate_report', 'mix', 'random_keys', 'balanced_rounds', 'Batch', 'FewLabelLoader', 'epoch_rows', 'fits',
+           'Ahead']
 
 # %% ../nbs/00_data.ipynb #0c4b437c
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,7 @@ def channels_first(array: np.ndarray  # (N, H, W), (N, H, W, 1|3|4) or (N, 1|3, 
     if array.shape[1] == 4:
         colour, alpha = array[:, :3].astype(np.uint16), array[:, 3:].astype(np.uint16)
         array = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(array, (len(array), 3, *array.shape[2:])))
+    return np.ascontiguousarray(array if array.shape[1] == 3 else np.broadcast_to(array, (len(array), 3, *array.shape[2:])))
 
 # %% ../nbs/00_data.ipynb #021e5bf0
 def centre_square(width: int,  # of the image, in pixels
@@ -313,14 +314,20 @@ class Entry(NamedTuple):
 
 def visible(name: str  # a path within a source
             ) -> bool:  # False for hidden files and what operating systems leave behind
-    "No part of the path is hidden or a by-product."
-    return not re.search("(^|/)([.]|__MACOSX(/|$)|@eaDir(/|$))", name)
+    "No part of the path is hidden or a by-product: thumbnails, bins, what an archiver adds."
+    return not re.search(r"(^|/)([.]|(__MACOSX|@eaDir|#recycle|[$]RECYCLE[.]BIN|System Volume Information|lost[+]found|thumbs|thumbnails)(/|$))", name, re.IGNORECASE)
 
 
 def is_image_name(name: str  # a path within a source
                   ) -> bool:  # True when the suffix is an image's
     "The name ends like an image's."
     return name.lower().endswith(SUFFIXES)
+
+
+def printable(name: str  # a file's name, as the system or an archive gives it
+              ) -> str:  # the same on one line, and valid in any table
+    "Control characters, backslashes and bytes that are no text become `&#NUMBER;`."
+    return re.sub("[\x00-\x1f\x7f\\\\\ud800-\udfff]", lambda m: f"&#{ord(m[0])};", name)
 
 # %% ../nbs/00_data.ipynb #701b3eac
 def list_folder(root: Path  # a directory
@@ -335,20 +342,22 @@ def list_folder(root: Path  # a directory
             continue
         seen.add((place.st_dev, place.st_ino))
         below[:] = sorted(name for name in below if visible(name))
-        folders += [inside + name for name in below]
+        folders += [printable(inside + name) for name in below]
         for name in files:
             file = os.path.join(here, name)
             if visible(name) and is_image_name(name) and os.path.isfile(file):
                 status = os.stat(file)
-                entries.append(Entry(inside + name, file, status.st_size, status.st_mtime_ns))
+                entries.append(Entry(printable(inside + name), file, status.st_size, status.st_mtime_ns))
     return sorted(entries), sorted(folders)
 
 # %% ../nbs/00_data.ipynb #f6f6860b
 def safe_member(name: str,  # a name from an archive's index
                 archive: str,  # which archive, for the message
                 ) -> str:  # the name with forward slashes
-    "ValueError for a name that leads out of the archive."
-    clean = name.replace("\\", "/")
+    "ValueError for a name that leads out of the archive, or is too long or too deep to be meant well."
+    clean = printable(name.replace("\\", "/"))
+    if len(clean) > 1024 or clean.count("/") > 64:
+        raise ValueError(f"expected names of at most 1024 characters and 64 folders in {archive}, got {clean[:40]}... with {len(clean)} and {clean.count('/')}")
     if clean.startswith("/") or re.match("[A-Za-z]:", clean) or ".." in clean.split("/"):
         raise ValueError(f"expected names that stay inside {archive}, got {name!r}")
     return clean
@@ -356,8 +365,9 @@ def safe_member(name: str,  # a name from an archive's index
 
 def list_zip(file: Path  # one .zip archive
              ) -> tuple[list[Entry], list[str]]:  # its images, its folders; both sorted
-    "All images in an archive, without unpacking it. ValueError when it is no archive or holds unsafe names."
+    "All images in an archive, without unpacking it. ValueError when it is no archive, a bomb, or holds links or unsafe names."
     try:
+        check_directory(file)
         with zipfile.ZipFile(file) as archive:
             members = {safe_member(m.filename, file.name): m for m in archive.infolist()}
     except (zipfile.BadZipFile, zlib.error, struct.error) as error:
@@ -367,7 +377,41 @@ def list_zip(file: Path  # one .zip archive
     folders |= {str(above) for name in folders for above in PurePosixPath(name).parents}
     entries = [Entry(name, str(file), m.file_size, m.CRC, m.header_offset, m.compress_size, -1 if m.flag_bits & 1 else m.compress_type)
                for name, m in members.items() if not m.is_dir() and is_image_name(name)]
+    check_bomb(file, members, entries)
     return sorted(entries), sorted(folders - {"", "."})
+
+
+MAX_MEMBERS, MAX_DIRECTORY, MAX_RATIO = 2_000_000, 2**28, 100  # files in an archive; bytes of its index; bytes unpacked for one packed
+
+
+def check_directory(file: Path  # one .zip archive
+                    ) -> None:
+    "ValueError for an index that would fill the memory: asked before it is read."
+    with open(file, "rb") as archive:
+        archive.seek(max(0, file.stat().st_size - 2**16 - 100))
+        tail = archive.read()
+        end = tail.rfind(b"PK\5\6")
+        size = struct.unpack("<L", tail[end + 12:end + 16])[0] if 0 <= end <= len(tail) - 22 else 0
+        if size == 2**32 - 1 and tail[end - 20:end - 16] == b"PK\6\7":  # a large archive says it elsewhere
+            archive.seek(struct.unpack("<Q", tail[end - 12:end - 4])[0])
+            size = struct.unpack("<40xQ8x", archive.read(56).ljust(56))[0]
+    if size > MAX_DIRECTORY:
+        raise ValueError(f"expected an index of at most {MAX_DIRECTORY} bytes in {file.name}, got {size}: split the archive")
+
+
+def check_bomb(file: Path,  # one .zip archive
+               members: dict[str, zipfile.ZipInfo],  # all it holds
+               entries: list[Entry],  # the images among them
+               ) -> None:
+    "ValueError for links, devices, too many files, or images that claim to unpack to far more than the archive can hold."
+    kinds = {name: stat.S_IFMT(m.external_attr >> 16) for name, m in members.items() if m.create_system == 3}
+    if odd := [name for name, kind in kinds.items() if kind not in (0, stat.S_IFREG, stat.S_IFDIR)]:
+        raise ValueError(f"expected only files and folders in {file.name}, got the link or device {odd[0]!r}: pack what it points to")
+    if len(members) > MAX_MEMBERS:
+        raise ValueError(f"expected at most {MAX_MEMBERS} files in {file.name}, got {len(members)}: split the archive")
+    claimed, packed = sum(e.size for e in entries), file.stat().st_size
+    if claimed > max(MAX_FILE_BYTES, MAX_RATIO * packed):
+        raise ValueError(f"expected images that unpack to at most {MAX_RATIO} times the size of {file.name}, got {claimed} bytes out of {packed}: unpack it yourself if you trust it")
 
 # %% ../nbs/00_data.ipynb #07b31ba7
 def read_member(entry: Entry,  # a member of an archive
@@ -394,7 +438,9 @@ class Reader(contextlib.ExitStack):
     def read(self,
              entry: Entry,  # any listed image
              ) -> bytes:  # the bytes of its file
-        "ValueError when it is too large to be an image, or damaged."
+        "ValueError when it is empty, too large to be an image, or damaged."
+        if not entry.size:
+            raise ValueError("expected an image, got an empty file")
         if max(entry.size, entry.packed) > MAX_FILE_BYTES:
             raise ValueError(f"expected a file of at most {MAX_FILE_BYTES} bytes, got {entry.size}")
         if entry.offset < 0:
@@ -403,6 +449,16 @@ class Reader(contextlib.ExitStack):
         if entry.file not in self.archives:
             self.archives[entry.file] = self.enter_context(open(entry.file, "rb"))
         return read_member(entry, self.archives[entry.file])
+
+# %% ../nbs/00_data.ipynb #5d0e81c3
+def plain_reason(reason: str  # what Pillow or this module says about a file
+                 ) -> str:  # one sentence in the form "expected X, got Y"
+    "Pillow's ways to say that a file is no image, or half of one, in the words of this project."
+    for sign, found in {"cannot identify": f"an image ({', '.join(FORMATS)}), got something else", "truncated": "a whole image, got a truncated one", "broken data": "a whole image, got a damaged one", "create decoder": "a whole image, got a damaged one",
+                        "decompression bomb": f"at most {Image.MAX_IMAGE_PIXELS} pixels, got a decompression bomb"}.items():
+        if sign in reason.lower() and not reason.startswith("expected"):
+            return f"expected {found}"
+    return reason if reason.startswith("expected") else f"expected a readable image, got: {reason}"
 
 # %% ../nbs/00_data.ipynb #e97fe6b0
 PARTS = {"train": "train", "test": "test", "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
@@ -459,7 +515,7 @@ def list_source(files: Sequence[Path]  # one folder, or one or several archives
         found, below = list_zip(file) if file.is_file() else list_folder(file)
         outer = len(outer_folder([e.name for e in found]))
         rows += [(entry, entry.name[outer:]) for entry in found]
-        folders += [name[outer:] for name in below if len(name) > outer]
+        folders += [name[outer:] for name in below if len(name) > outer and not is_image_name(name)]  # an empty folder 1.png is no class
     if not rows:
         raise ValueError(f"expected images ({' '.join(SUFFIXES)}), got none in {', '.join(str(f) for f in files)}")
     rows.sort()
@@ -556,7 +612,7 @@ def first_side(entries: Sequence[Entry],  # the images to come
             try:
                 height, width, _ = decode_image(reader.read(entry)).shape
             except Exception as error:  # reported with all others later
-                reasons.append(f"{entry.name}: {error}")
+                reasons.append(f"{entry.name}: {plain_reason(str(error))}")
                 continue
             if height != width:
                 raise ValueError(f"expected square images or a size to bring them to, got {width}x{height} in {entry.name}")
@@ -785,7 +841,7 @@ def from_files(files: Sequence[Path],  # one folder, or one or several .zip arch
                ) -> ImageSet:
     "A folder or archives as an `ImageSet`; bad files are named once, or refused above `max_bad_share`."
     found = cached_files(files, size, part, cache, workers)
-    skipped = tuple(f"{name}: {reason}" for name, reason in found["skipped"].items())
+    skipped = tuple(f"{name}: {plain_reason(reason)}" for name, reason in found["skipped"].items())
     if skipped:
         text = f"{len(skipped)} of {found['part_size']} images did not decode: {'; '.join(skipped[:3])}"
         if len(skipped) > max_bad_share * found["part_size"]:
@@ -1023,6 +1079,21 @@ def content_duplicates(a: ImageSet,  # for example the training images
     if b is not None:
         pairs = [(first[digest], j) for j, digest in enumerate(row_hashes(b.images)) if digest in first]
     return pairs
+
+# %% ../nbs/00_data.ipynb #0b7c44d2
+def duplicate_report(images: ImageSet,  # training images, labelled and not
+                     test: ImageSet | None = None,  # test images
+                     ) -> list[str]:  # one sentence for each kind of duplicate; none when there are none
+    "Which pictures are there more than once, by their pixels."
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for i, j in content_duplicates(images):
+        y, z = int(images.labels[i]), int(images.labels[j])
+        kind = "have the same pixels as an image of another label" if min(y, z) >= 0 and y != z else "have the same pixels and the same label" if y == z >= 0 else \
+            "have the same pixels and no label" if y == z else "have the same pixels, and only one of the two a label"
+        kinds.setdefault(kind, []).append((images.paths[i], images.paths[j]))
+    for i, j in content_duplicates(images, test) if test is not None else ():
+        kinds.setdefault("are in the test set and in the training set", []).append((images.paths[i], test.paths[j]))
+    return [f"{len(pairs)} images {kind}, {pairs[0][1]} and {pairs[0][0]} for one" for kind, pairs in kinds.items()]
 
 # %% ../nbs/00_data.ipynb #8068a9ec
 def mix(x: np.ndarray  # uint64

@@ -13,8 +13,9 @@ import sync
 NBS = ROOT/"nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS/"experiments"]
+TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS/"tutorials"]
 MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name)]
-MODULES = ["data", "augment", "encoder", "heads", "losses", "metrics", "module", "evaluate", "train", "batch", "report"]  # never fewer
+MODULES = ["data", "augment", "encoder", "heads", "losses", "metrics", "module", "evaluate", "train", "predict", "label", "batch", "report", "classifier"]  # never fewer
 
 def name(path: Path) -> str: return path.relative_to(NBS).as_posix()
 def number(path: Path) -> int: return int(path.name[:2])
@@ -227,9 +228,9 @@ def test_experiments_exist_and_are_not_run_as_tests():
 def test_every_notebook_is_on_the_site():
     "mkdocs --strict says so too, after minutes."
     listed = set(re.findall(r"\S+\.ipynb", (ROOT/"mkdocs.yml").read_text(encoding="utf-8")))
-    assert listed == {p.relative_to(NBS).as_posix() for p in [NBS/"index.ipynb", *MODULE_NOTEBOOKS, *EXPERIMENTS]}
+    assert listed == {p.relative_to(NBS).as_posix() for p in [NBS/"index.ipynb", *MODULE_NOTEBOOKS, *EXPERIMENTS, *TUTORIALS]}
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+@pytest.mark.parametrize("path", EXPERIMENTS + TUTORIALS, ids=name)
 def test_one_parameters_cell(path):
     "papermill needs exactly one; each line is `name = literal  # reason`, which papermill and Colab's forms both read."
     tagged = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]

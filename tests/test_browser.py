@@ -1,0 +1,158 @@
+"own_images.ipynb in a real JupyterLab, clicked and typed through in headless Chromium: what no notebook cell can show."
+import csv, json, os, shutil, signal, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import nbformat
+import pytest
+from pictures import photos
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: apt-get install chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+QUICK = {"images": "photos", "classes": "temple,flower", "image_size": 24, "look_budget": "1500 images", "budget": "4000 images", "more_budget": "500 images", "corrections": 6, "folder": "mine"}
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab on loopback whose folder holds the notebook and 200 photos; its address, folder and the photos' classes."
+    folder, secret = tmp_path_factory.mktemp("lab"), "t" + os.urandom(8).hex()
+    truth = photos(folder/"photos", 200)
+    nb = nbformat.read(ROOT/"nbs"/"tutorials"/"own_images.ipynb", 4)
+    cell, = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source += "".join(f"\n{k} = {v!r}" for k, v in QUICK.items())
+    for c in nb.cells:
+        if c.cell_type == "code": c.outputs, c.execution_count = [], None
+    nbformat.write(nb, folder/"own_images.ipynb")
+    settings = folder/"settings"/"@jupyterlab"
+    for name, value in {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}, "notebook-extension/tracker": {"windowingMode": "none"}}.items():
+        path = settings/f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(value))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings.parent), "JUPYTER_CONFIG_DIR": str(folder/"config"), "JUPYTER_RUNTIME_DIR": str(folder/"runtime"), "JUPYTERLAB_WORKSPACES_DIR": str(folder/"workspaces"), "PYTHONPATH": str(ROOT)}
+    env.pop("MPLBACKEND", None)
+    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={secret}", f"--ServerApp.root_dir={folder}"]
+    server = subprocess.Popen(words, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=open(folder/"server.log", "w"), stderr=subprocess.STDOUT, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try: urllib.request.urlopen(f"{address}/api?token={secret}", timeout=2); break
+            except OSError: time.sleep(0.5)
+            assert server.poll() is None, (folder/"server.log").read_text()[-3000:]
+        yield f"{address}/lab/tree/own_images.ipynb?token={secret}", folder, truth
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+@pytest.fixture(scope="module")
+def page(lab):
+    "The notebook, opened in a window of a laptop's size."
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(lab[0])
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+        yield page
+        browser.close()
+
+def menu(page, *names):
+    "Choose from JupyterLab's menu bar."
+    page.locator(".lm-MenuBar-item", has_text=names[0]).first.click()
+    page.locator(".lm-Menu-item", has_text=names[1]).first.click()
+
+def idle(page, seconds=400):
+    "Wait until no cell is running or waiting."
+    time.sleep(1)
+    page.wait_for_function("() => ![...document.querySelectorAll('.jp-InputPrompt')].some(e => e.textContent.includes('*'))", timeout=seconds * 1000)
+
+def rows(folder):
+    path = folder/"mine"/"labels.csv"
+    return {r["path"]: r["label"] for r in csv.DictReader(open(path, newline="", encoding="utf-8"))} if path.exists() else {}
+
+def shown(widget): return widget.locator("figure.here img").get_attribute("alt")
+
+def saved(page, widget, n):
+    "The widget says that n are labelled and saved."
+    page.wait_for_function("([e, n]) => { const t = e.querySelector('.status').textContent; return t.startsWith(`${n} labelled`) && t.endsWith('saved') }", arg=[widget.element_handle(), n])
+
+def keep(widget, name):
+    "A picture for a person to look at, where one is asked for."
+    if folder := os.environ.get("SEMISSL_SCREENSHOTS"): widget.screenshot(path=Path(folder)/name)
+
+def test_label_forty_restart_half_way_train_and_predict(page, lab):
+    _, folder, truth = lab
+    menu(page, "Run", "Run All Cells")
+    widget = page.locator(".semissl").first
+    widget.wait_for(timeout=300_000)
+    idle(page)
+    assert "there is no label yet" in page.locator(".jp-Notebook").inner_text() and not rows(folder)   # the cell that trains has said so
+    seen = []
+    for n in range(20):                                             # ten clicks, ten keys, and a class that was not foreseen
+        path = shown(widget)
+        kind, names = truth[path], [b.split("\n")[1] if "\n" in b else b for b in widget.locator(".classes button").all_inner_texts()]
+        button = widget.locator(".classes button", has_text=kind)
+        if not button.count():
+            widget.focus(); page.keyboard.press("n"); page.keyboard.type(kind); page.keyboard.press("Enter")
+        elif n % 2: button.click()
+        else:
+            widget.focus()
+            page.keyboard.press(button.locator("kbd").inner_text())
+        saved(page, widget, n + 1)
+        assert rows(folder)[path] == kind, f"not on disk: {path}"
+        seen.append(path)
+        if n > 9 and truth[shown(widget)] == "temple": keep(widget, "labeller.png")
+    assert len(set(seen)) == 20 and page.locator(".jp-Notebook.jp-mod-editMode").count() == 0
+    assert page.locator(".jp-MarkdownCell:has-text('# photo')").count() == 0          # JupyterLab took no key for a heading
+
+    widget.focus()
+    page.keyboard.press("u"); saved(page, widget, 19)
+    assert seen[-1] not in rows(folder) and shown(widget) == seen[-1]
+    page.keyboard.press("s")                                        # skipped: decided, but no label
+    page.wait_for_function("e => e.querySelector('.status').textContent.includes('1 skipped')", arg=widget.element_handle())
+    page.keyboard.press("u"); saved(page, widget, 19)
+
+    menu(page, "Kernel", "Restart Kernel…")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    time.sleep(3)
+    before = rows(folder)
+    menu(page, "Run", "Run All Cells")
+    page.wait_for_function("() => { const s = document.querySelector('.semissl .status'); return s && s.textContent.startsWith('19 labelled') }", timeout=300_000)
+    idle(page)
+    assert rows(folder) == before and len(before) == 19             # nothing lost
+    widget = page.locator(".semissl").first
+    for n in range(19, 40):
+        path = shown(widget)
+        assert path not in before
+        button = widget.locator(".classes button", has_text=truth[path])
+        if n % 2: button.focus(); page.keyboard.press("Enter")      # without a mouse: Tab reaches it, Enter presses it
+        else: widget.focus(); page.keyboard.press(button.locator("kbd").inner_text())
+        saved(page, widget, n + 1)
+    assert {p: v for p, v in rows(folder).items()} == {p: truth[p] for p in rows(folder)} and len(rows(folder)) == 40
+    widget.focus(); page.keyboard.press("g")
+    keep(widget, "grid.png")
+
+    page.locator(".jp-CodeCell", has_text="model.set_params(budget=budget)").first.locator(".jp-InputPrompt").click()
+    menu(page, "Run", "Run Selected Cell and All Below")
+    idle(page)
+    text = page.locator(".jp-Notebook").inner_text()
+    assert "200 predictions, 0 files that could not be read" in text and "Traceback" not in text, text[-3000:]
+    table = list(csv.DictReader(open(folder/"mine"/"predictions.csv", newline="", encoding="utf-8")))
+    assert {r["path"] for r in table} == set(truth)
+    right = sum(r["label"] == truth[r["path"]] for r in table) / 200
+    assert right > 0.6, f"expected a classifier well above a third, got {right}"
+    assert (folder/"mine"/"model.safetensors").exists()
+
+def test_the_widget_fits_a_phone(page, lab):
+    "At 360 pixels nothing is cut off, and every button is large enough for a finger."
+    page.set_viewport_size({"width": 360, "height": 780})
+    widget = page.locator(".semissl").first
+    widget.evaluate("e => { document.body.replaceChildren(e); document.body.style.overflow = 'auto' }")
+    box = widget.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 361
+    for button in widget.locator("button").all():
+        inside = button.bounding_box()
+        assert inside["height"] >= 44 and inside["x"] + inside["width"] <= 361, button.inner_text()
+    keep(widget, "phone.png")
