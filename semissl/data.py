@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/data.html.md"""
 # %% ../nbs/00_data.ipynb #b5773d28
 from __future__ import annotations
 
-import contextlib, csv, gc, hashlib, importlib, inspect, io, json, os, re, shutil, stat, struct, tempfile, unicodedata, warnings, zipfile, zlib
+import contextlib, csv, ctypes, gc, hashlib, importlib, inspect, io, json, os, re, shutil, signal, stat, struct, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -31,13 +31,13 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_FILE_BYTES', 'MAX_MEMBERS', 'MAX_DIRECTOR
            'scanlines', 'paeth', 'turned', 'unfilter', 'Entry', 'visible', 'is_image_name', 'printable', 'list_folder',
            'safe_member', 'list_zip', 'check_directory', 'check_bomb', 'read_member', 'Reader', 'plain_reason',
            'outer_folder', 'place', 'check_classes', 'Listing', 'list_source', 'unique_names', 'decode_block',
-           'write_block', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows', 'fingerprint', 'writable',
-           'cache_place', 'spot_check', 'read_cache', 'collector_off', 'one_at_a_time', 'drop_rows', 'write_cache',
-           'cached_files', 'read_labels', 'apply_labels', 'from_files', 'from_pictures', 'torchvision_dataset',
-           'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes', 'LabelSplit',
-           'split_hash', 'check_budget', 'label_split', 'hide_labels', 'check_test', 'row_hashes', 'content_duplicates',
-           'duplicate_report', 'mix', 'random_keys', 'balanced_rounds', 'Batch', 'FewLabelLoader', 'epoch_rows', 'fits',
-           'Ahead']
+           'write_block', 'as_worker', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows', 'fingerprint',
+           'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off', 'one_at_a_time', 'drop_rows',
+           'write_cache', 'cached_files', 'read_labels', 'apply_labels', 'from_files', 'from_pictures',
+           'torchvision_dataset', 'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images',
+           'rename_classes', 'LabelSplit', 'split_hash', 'check_budget', 'label_split', 'hide_labels', 'check_test',
+           'row_hashes', 'content_duplicates', 'duplicate_report', 'mix', 'random_keys', 'balanced_rounds', 'Batch',
+           'FewLabelLoader', 'epoch_rows', 'fits', 'Ahead']
 
 # %% ../nbs/00_data.ipynb #0c4b437c
 @dataclass(frozen=True, eq=False)
@@ -573,12 +573,18 @@ def write_block(start: int,  # first row of the block
     return {"start": start, "bad": {entries[i].name: reason for i, reason in bad.items()}, "refused": refused}
 
 # %% ../nbs/00_data.ipynb #d9e1c7d2
+def as_worker() -> None:
+    "One thread, and no life after the process that asked (Linux, prctl(2)): a killed run leaves nothing behind that decodes."
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def worker_pool(workers: int,  # how many; 0 = one per core of this process
                 ) -> Executor:  # processes where they start cheaply, else threads
     "Forked processes on Linux (they begin at once and share nothing), threads elsewhere."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if "fork" in get_all_start_methods() and os.uname().sysname == "Linux" and not current_process().daemon:
-        return ProcessPoolExecutor(workers or cores, get_context("fork"), torch.set_num_threads, (1,))
+        return ProcessPoolExecutor(workers or cores, get_context("fork"), as_worker)
     return ThreadPoolExecutor(workers or cores)
 
 

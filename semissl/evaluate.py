@@ -258,6 +258,7 @@ def evaluate(
     test: ImageSet,         # test images, all labelled
     head: bool = True,      # predict with the model's own head; False: with the linear probe
     device: str | torch.device = "cpu",  # where the model lives
+    temperature: float = 1.0,  # logits of the head are divided by it, see `fit_temperature`
 ) -> tuple[dict[str, float], dict[str, Tensor]]:  # metrics by name; arrays: h_train (L, D), h_test (M, D), probabilities (M, K), class_correlation (K, K)
     "Metrics and arrays of one model; ValueError where the test set has an image without a label or no image at all."
     if not len(test) or (test.labels < 0).any():
@@ -270,7 +271,7 @@ def evaluate(
     probe, vote = linear_probe(h, y, h_test, K), knn(h, y, h_test, K)
     readers = {"class_means": class_means(h, y, h_test, K), "label_propagation": label_propagation(h, y, h_all[len(h):], h_test, K)}
     if len(y.unique()) == K: readers["gaussian_mixture"] = gaussian_mixture(h, y, h_all, h_test, K)
-    probabilities = logits.softmax(1) if head else probe
+    probabilities = (logits / temperature).softmax(1) if head else probe
     correct = int((probabilities.argmax(1) == test.labels).sum())
     matrix = class_correlation_matrix(h_test, test.labels, K)
     metrics = {

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa, pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -292,7 +293,6 @@ def write_parquet(
     classes: Sequence[str],   # K names
 ) -> None:
     "The table as Parquet, a row group a block; representations are one column of fixed-size lists."
-    import pyarrow as pa, pyarrow.parquet as pq
     writer = None
     with written_whole(path) as beside:
         for part in parts:
@@ -330,15 +330,13 @@ def predict_table(
     source: Any,                 # any images, see `listed`
     out: str | Path = "predictions",  # path of the table without its suffix
     embedding: bool = False,     # the representations too
-    parquet: bool = True,        # write a Parquet file beside the CSV (needs pyarrow)
+    parquet: bool = True,        # write a Parquet file beside the CSV
     rows: int = 512,             # images in a block
     workers: int = 0,            # reading processes; 0 = one per core
     device: str | torch.device | None = None,  # of the model; None = a GPU where there is one
 ) -> Predictions:
-    "A label for every image, in bounded memory, going on where a killed call was; ValueError for a model without classes, ImportError for Parquet without pyarrow."
+    "A label for every image, in bounded memory, going on where a killed call was; ValueError for a model without classes."
     if not model.classes: raise ValueError("expected a model that was trained with labels, got one without classes")
-    if parquet and not importlib.util.find_spec("pyarrow"):
-        raise ImportError("expected pyarrow for a Parquet file, got no such package: pip install pyarrow, or take parquet=False")
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out, images = Path(out), listed(source)
     stamp = table_stamp(model, images, embedding, rows)

@@ -10,8 +10,9 @@ __all__ = ['OBJECTIVES', 'FORMS', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'REPAI
            'policies', 'start_from', 'build', 'precision', 'compile_encoder', 'write_whole', 'keep_freed_memory',
            'wandb_mode', 'Tracker', 'Recorder', 'read_rows', 'Progress', 'newest_whole', 'WholeCheckpoints',
            'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Compile', 'train', 'steps_of', 'Result', 'open_run_dir',
-           'claim', 'extend', 'measure', 'baseline', 'picture_arrays', 'write_predictions', 'versions', 'commit',
-           'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run', 'write_result', 'truth', 'main']
+           'keep_in_card', 'claim', 'extend', 'measure', 'train_again', 'baseline', 'folds', 'calibrate',
+           'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name', 'peak_memory', 'fit', 'finished',
+           'clean', 'run', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -52,12 +53,12 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import semissl
 from .augment import Policy, augment, normalise, policy, two_views
-from .data import FewLabelLoader, ImageSet, LabelSplit, check_test, content_duplicates, hash_order, hide_labels, label_split, load_images
+from .data import FewLabelLoader, ImageSet, LabelSplit, check_test, duplicate_report, hash_order, hide_labels, label_split, load_images
 from .encoder import encoder, freeze
 from .evaluate import embedding_map, encode, evaluate, fit_head, neighbours, propagate, spread_out
 from .heads import LinearHead, Projector
 from .losses import barlow_twins, nt_xent, vicreg
-from .metrics import collapse_warning
+from .metrics import collapse_warning, fit_temperature
 from .module import SemiSSL, globalise
 
 # %% ../nbs/08_train.ipynb #1823e241
@@ -109,6 +110,7 @@ class TrainConfig:
     nodes: int = 1                      # machines that share the batch
     compile: str = "auto"               # torch.compile of the encoder: "on", "off", or "auto" for a GPU and a run long enough to repay it
     baselines: bool = True              # also train labels-only and SSL-then-probe on the same labels
+    calibration_folds: int = 0          # trainings with a share of the labels left out each, whose predictions for them scale the confidence; 0 for none, and validation labels do it where there are some
     max_bad_share: float = 0.01         # share of images that may fail to decode before the run stops
     run_dir: str = "runs/digits"        # where everything goes
     wandb_project: str = "semissl"      # W&B project; "" for no W&B
@@ -120,12 +122,14 @@ class TrainConfig:
         for name, known in dict(objective=OBJECTIVES, correlation_form=FORMS, precision=PRECISIONS, augmentation=("auto", "digits", "photos"), alignment=("labels", "uniform", "none"), compile=("auto", "on", "off")).items():
             if getattr(self, name) not in known: raise ValueError(f"expected {name} to be one of {list(known)}, got {getattr(self, name)!r}")
         parse_budget(self.budget)
+        if self.calibration_folds == 1 or self.labels_per_class and self.calibration_folds > self.labels_per_class - self.validation_per_class:
+            raise ValueError(f"expected calibration_folds of 0 or from 2 to the labels of a class that train, got {self.calibration_folds}")
         if 0 < self.labels_per_class <= self.validation_per_class:
             raise ValueError(f"expected validation_per_class below labels_per_class={self.labels_per_class}, got {self.validation_per_class}")
 
 BIG = 2**31 - 1
 RANGES = [(n, 1, BIG) for n in ("projector_dim", "projector_layers", "epochs", "batch_size", "devices", "nodes")] + [
-    (n, 0, BIG) for n in ("labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "seed")] + [
+    (n, 0, BIG) for n in ("labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "calibration_folds", "seed")] + [
     (n, 0.0, 1.0) for n in ("test_share", "correlate_from", "self_train_from", "confidence_threshold", "ema_decay", "max_bad_share")] + [
     (n, 0.0, float("inf")) for n in ("lambd_times_dim", "encoder_lr", "ssl_weight_end", "head_weight", "correlation_weight", "pseudo_weight", "lr", "weight_decay")]
 
@@ -138,7 +142,7 @@ def check_type(
     fits = isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool or not isinstance(value, bool))
     if not fits: raise TypeError(f"expected {name} to be {wanted.__name__}, got {value!r} ({type(value).__name__})")
 
-
+# %% ../nbs/08_train.ipynb #0f2c4bcd
 UNITS = dict(s=1, min=60, h=3600, images=0)
 
 def parse_budget(
@@ -185,12 +189,13 @@ def own_test_part(
 def load_task(
     config: TrainConfig,  # data, labels, split and image size are read from it
 ) -> Task:                # labels hidden
-    "Load the images and hide all labels but the split's; ValueError as `load_images`, `label_split` and for a test set that does not fit."
+    "Load the images and hide all labels but the split's; warns of pictures that are there twice; ValueError as `load_images`, `label_split` and for a test set that does not fit."
     common = dict(size=config.image_size, max_bad_share=config.max_bad_share)
     images = load_images(config.data, labels=config.labels or None, **common)
     test = load_images(config.test_data, **common) if config.test_data else own_test_part(config.data, common)
     if test is None and config.test_share: images, test = hold_out(images, config.test_share)
     if test is not None: test = fit_test(images, test)
+    for told in duplicate_report(images, test): warnings.warn(told, stacklevel=2)
     split = label_split(images.labels, config.labels_per_class, config.seed, config.validation_per_class, images.classes)
     validation = images.select(split.validation) if len(split.validation) else None
     return Task(hide_labels(images, split), test, validation, split)
@@ -214,14 +219,12 @@ def fit_test(
     train: ImageSet,  # whose classes and size rule
     test: ImageSet,   # to be measured on
 ) -> ImageSet:        # the test set with the labels of the training classes
-    "Match classes by name; ValueError for an unlabelled test image, an unknown class or another image size; warns of images that are in both sets."
+    "Match classes by name; ValueError for an unlabelled test image, an unknown class or another image size."
     check_test(test)
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown: raise ValueError(f"expected test classes among {list(train.classes)}, got also {unknown}")
     if test.images.shape[1:] != train.images.shape[1:]:
         raise ValueError(f"expected test images of shape {tuple(train.images.shape[1:])} like the training images, got {tuple(test.images.shape[1:])}: set image_size")
-    twins = content_duplicates(train, test)
-    if twins: warnings.warn(f"{len(twins)} images are in the training and in the test set, {twins[0]} for one: the accuracy will flatter", stacklevel=2)
     order = torch.tensor([train.classes.index(c) for c in test.classes])
     return replace(test, labels=order[test.labels], classes=train.classes)
 
@@ -340,6 +343,7 @@ def wandb_mode() -> str:
     try: return "online" if netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
     except (FileNotFoundError, NetrcParseError): return "offline"
 
+# %% ../nbs/08_train.ipynb #51e7ffa2
 class Tracker:
     "A W&B run through Lightning's WandbLogger, of which nothing can stop training. Its id lives in the run directory: a resumed run is the same W&B run."
     def __init__(self,
@@ -485,6 +489,7 @@ class Recorder(Callback):
             self.torn = True
             warnings.warn(f"{self.path} could not be written ({err.strerror}): its rows are kept and written when training ends", stacklevel=2)
 
+# %% ../nbs/08_train.ipynb #f9c73fa3
 def read_rows(
     path: Path,      # metrics.csv
 ) -> list[dict]:     # one dict per row, numbers as numbers
@@ -601,6 +606,7 @@ class Loader(L.LightningDataModule):
         return FewLabelLoader(self.images, self.config.batch_size, self.config.labelled_batch_size, self.config.seed,
                               device=t.strategy.root_device, rank=t.global_rank, world=t.world_size, start_step=t.global_step)
 
+# %% ../nbs/08_train.ipynb #5d5e81ef
 class Budget(Callback):
     "Ends training after total_steps; where time is the budget, total_steps follows the measured pace, so that the schedule ends when the time does."
     def __init__(self,
@@ -620,6 +626,7 @@ class Budget(Callback):
             if now > then: module.total_steps = trainer.strategy.broadcast(done + max(0, int((self.seconds - ended) * (now - then) / (ended - began))))
         if done >= module.total_steps: trainer.should_stop = True
 
+# %% ../nbs/08_train.ipynb #946e34ca
 class Propagate(Callback):
     "Before the first step of stage 3 the head is fitted to labels that have flowed over the graph of the averaged encoder's representations."
     def __init__(self,
@@ -642,6 +649,7 @@ class Propagate(Callback):
         with torch.no_grad():
             for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
 
+# %% ../nbs/08_train.ipynb #01266b4d
 class Compile(Callback):
     "`compile_encoder` in the process that trains."
     def __init__(self, config: TrainConfig): self.config = config
@@ -686,7 +694,7 @@ def steps_of(config: TrainConfig, task: Task) -> int:
 
 # %% ../nbs/08_train.ipynb #b2e7a886
 METRICS = ("test_accuracy", "test_accuracy_interval", "linear_probe_accuracy", "knn_accuracy", "class_means_accuracy", "gaussian_mixture_accuracy", "label_propagation_accuracy",
-           "accuracy_at_50", "accuracy_at_80", "accuracy_at_95", "calibration_error",
+           "accuracy_at_50", "accuracy_at_80", "accuracy_at_95", "temperature", "calibration_error",
            "same_class_correlation", "different_class_correlation", "effective_rank", "validation_accuracy")
 
 @dataclass(frozen=True)
@@ -732,6 +740,16 @@ def open_run_dir(
         raise ValueError(f"expected a new run_dir or one of the same configuration, got {str(run_dir)!r} with {differing}: choose another run_dir")
     return run_dir
 
+# %% ../nbs/08_train.ipynb #6855e671
+def keep_in_card(
+    path: Path,  # a checkpoint
+    **entries,   # of its card
+) -> None:
+    "Change the card of a checkpoint, whole or not at all."
+    checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    checkpoint["semissl"] |= entries
+    write_whole(path, lambda p: torch.save(checkpoint, p))
+
 # %% ../nbs/08_train.ipynb #7e29d04b
 @contextmanager
 def claim(
@@ -758,12 +776,10 @@ def extend(
     amount = lambda c: (c.epochs, *parse_budget(c.budget))
     if not max(amount(new)[i] > amount(old)[i] for i in range(3)) or bool(old.budget) != bool(new.budget): raise ValueError(f"expected more than {old.budget or old.epochs}, got {longer}")
     with claim(run_dir):
-        checkpoint = torch.load(last, weights_only=True, map_location="cpu")
         (seconds, passes), rows = parse_budget(new.budget), new.batch_size + new.labelled_batch_size
         steps = BIG if seconds else (passes or Result.read(run_dir).cost["image_passes"] * new.epochs // old.epochs) // rows
-        checkpoint["semissl"] |= dict(config=asdict(new), total_steps=steps)
         wanted = {k: v for k, v in asdict(new).items() if k not in ("run_dir", "wandb_project")}
-        write_whole(last, lambda p: torch.save(checkpoint, p))
+        keep_in_card(last, config=asdict(new), total_steps=steps)
         write_whole(run_dir / "config.json", lambda p: p.write_text(json.dumps(wanted, indent=1), encoding="utf-8"))
         (run_dir / "result.json").unlink()
     return new
@@ -773,14 +789,29 @@ def measure(
     model: SemiSSL,      # trained
     task: Task,          # its test set is read here, once
     head: bool = True,   # predict with the head; False: with the linear probe
+    temperature: float = 1.0,  # of the head
 ) -> tuple[dict, dict]:  # metrics and arrays, see `evaluate`; nulls and nothing without a test set
     "The metrics of a result, the validation accuracy among them."
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    metrics, arrays = evaluate(model, task.train, task.test, head, device) if task.test is not None else ({}, {})
+    metrics, arrays = evaluate(model, task.train, task.test, head, device, temperature) if task.test is not None else ({}, {})
     if task.validation is not None:
         metrics["validation_accuracy"] = evaluate(model, task.train, task.validation, head, device)[0]["test_accuracy"]
-    return dict.fromkeys(METRICS) | metrics, arrays
+    return dict.fromkeys(METRICS) | metrics | dict(temperature=temperature), arrays
+
+def train_again(
+    config: TrainConfig, # what is different about it
+    task: Task,          # the same images
+    card: dict,          # sizes of the model, and the steps, whatever decided them
+    folder: Path | None, # of its checkpoints; None = none are kept
+    **model,             # for `build`
+) -> SemiSSL:            # trained
+    "One more training beside that of the run."
+    config = replace(config, budget="")
+    again = build(config, len(card["classes"]), card["image_size"], card["total_steps"], **model)
+    again.card = dict(config=asdict(config))
+    train(again, config, task, Recorder(None), folder)
+    return again
 
 def baseline(
     name: str,           # "labels_only" or "ssl_then_probe"
@@ -791,12 +822,40 @@ def baseline(
 ) -> tuple[SemiSSL, dict]:  # trained; its seconds and image_passes
     "Train one baseline with the encoder, views, steps and labels of the run."
     began, alone = time.perf_counter(), name == "labels_only"
-    changed = replace(config, budget="", correlation_weight=0.0, self_train_from=1.0, head_weight=1.0 if alone else 0.0)   # as many steps, whatever decided them
-    model = build(changed, len(card["classes"]), card["image_size"], card["total_steps"], self_supervised=not alone)
-    model.card = dict(config=asdict(changed))
-    train(model, changed, task, Recorder(None), folder)
+    changed = replace(config, correlation_weight=0.0, self_train_from=1.0, head_weight=1.0 if alone else 0.0)
+    model = train_again(changed, task, card, folder, self_supervised=not alone)
     rows = config.labelled_batch_size + (0 if alone else config.batch_size)
     return model, {"seconds": round(time.perf_counter() - began, 1), "image_passes": card["total_steps"] * rows}
+
+# %% ../nbs/08_train.ipynb #5f6096a6
+def folds(
+    labels: torch.Tensor, # (N,) of the training images, -1 = no label
+    n: int,               # how many
+) -> list[torch.Tensor]:  # n times (N,) bool, the labelled images that a fold leaves out
+    "The labels of each class dealt out in turn."
+    if not n: return []
+    turn = torch.full_like(labels, -1)
+    for k in labels.unique().tolist():
+        if k >= 0: turn[labels == k] = torch.arange(int((labels == k).sum())) % n
+    return [turn == i for i in range(n)]
+
+def calibrate(
+    model: SemiSSL,      # trained
+    config: TrainConfig, # of its run
+    task: Task,          # the test set is not read
+    card: dict,          # sizes of the model
+    run_dir: Path | None = None,  # for the checkpoints of the folds; None = none are kept
+) -> float:              # the temperature; 1.0 = nothing to fit it to
+    "The temperature of the head, from labels that no weight has seen."
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if task.validation is not None: seen = [(model, task.validation.images, task.validation.labels)]
+    else:
+        seen = []
+        for i, out in enumerate(folds(task.train.labels, config.calibration_folds)):
+            less = replace(task, train=replace(task.train, labels=task.train.labels.masked_fill(out, -1)))
+            seen.append((train_again(config, less, card, run_dir and run_dir / f"fold_{i}"), task.train.images[out], task.train.labels[out]))
+    if not seen: return 1.0
+    return fit_temperature(torch.cat([encode(m.to(device), images, device=device)[1] for m, images, _ in seen]), torch.cat([labels for *_, labels in seen]))
 
 # %% ../nbs/08_train.ipynb #751b6596
 def picture_arrays(
@@ -894,10 +953,11 @@ def finished(
 def clean(
     run_dir: Path,   # of a finished run
 ) -> None:
-    "Remove what only an unfinished run needs: the checkpoint before the last and those of the baselines."
+    "Remove what only an unfinished run needs: the checkpoint before the last and those of the baselines and folds."
     (run_dir / "previous.ckpt").unlink(missing_ok=True)
-    for name in ("labels_only", "ssl_then_probe"): shutil.rmtree(run_dir / name, ignore_errors=True)
+    for path in [run_dir / "labels_only", run_dir / "ssl_then_probe", *run_dir.glob("fold_*")]: shutil.rmtree(path, ignore_errors=True)
 
+# %% ../nbs/08_train.ipynb #9d6035d3
 def run(
     config: TrainConfig,   # all choices
     task: Task,            # images and labels
@@ -917,7 +977,8 @@ def run(
     total_steps = card["total_steps"] = read_rows(run_dir / "metrics.csv")[-1]["step"] + 1   # what a budget of time has come to
     sizes = len(task.train.classes), size, total_steps
     others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines else {}
-    metrics, after = measure(model, task)                                                # all training first: a GPU in use forbids a notebook to start processes
+    temperature = card["temperature"] = calibrate(model, config, task, card, run_dir)
+    metrics, after = measure(model, task, temperature=temperature)                       # all training first: a GPU in use forbids a notebook to start processes
     before = measure(build(config, *sizes), replace(task, validation=None))[1]           # the same seed: the weights that training began with
     compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
     training_seconds, passes = read_rows(run_dir / "metrics.csv")[-1]["seconds"], total_steps * (config.batch_size + config.labelled_batch_size)
@@ -930,6 +991,7 @@ def run(
                   views_per_second=round(2 * passes / training_seconds), peak_memory_mib=peak_memory(), device=device_name(), precision=precision(config)),
         versions=versions(), commit=commit())
     if leader:
+        keep_in_card(run_dir / "last.ckpt", total_steps=total_steps, temperature=temperature)
         write_result(run_dir, result, task, before, after)
         clean(run_dir)
         tracker.finish(result, draw(run_dir) if draw else {})

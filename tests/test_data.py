@@ -47,6 +47,21 @@ def test_a_killed_decode_goes_on_where_it_was(archive):
     assert next(file.parent.glob(".semissl-cache/noise-*/images-*.npy")).stat().st_ino == inode   # the same file, finished
     assert not list(file.parent.glob(".semissl-cache/noise-*/unfinished-*"))
 
+def test_workers_end_with_the_process_that_asked():
+    code = ("import os, time; from semissl.data import worker_pool\n"
+            "pool = worker_pool(2); jobs = [pool.submit(time.sleep, 300) for _ in range(2)]; time.sleep(0.5)\n"
+            "print(*pool._processes, flush=True); time.sleep(300)")
+    asked = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in asked.stdout.readline().split()]
+    assert len(workers) == 2 and all(Path(f"/proc/{pid}").exists() for pid in workers)
+    asked.kill(); asked.wait()
+    def alive(pid):
+        try: return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"   # a zombie waits for init
+        except FileNotFoundError: return False
+    deadline = time.monotonic() + 10
+    while any(map(alive, workers)) and time.monotonic() < deadline: time.sleep(0.05)
+    assert not any(map(alive, workers))
+
 def test_two_that_start_together_decode_once(archive):
     file, noise = archive
     both = [start(file), start(file)]
