@@ -22,6 +22,7 @@ def training(run_dir: str, options: dict, every: float, prepare=None) -> None:
     t.Checkpoints.EVERY, t.Checkpoints.SHARE = every, 1e9
     log = open(log_of(Path(run_dir)), "a", buffering=1)
     os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)           # a shell that starts this in the background has it ignored
     if prepare: prepare(t)
     t.fit(t.TrainConfig(**QUICK | options, run_dir=run_dir))
 
