@@ -7,13 +7,13 @@ from semissl import FewLabelClassifier
 
 TUTORIALS = Path(__file__).resolve().parents[1]/"nbs"/"tutorials"
 
-def papermill(name, folder, **parameters):
+def papermill(name, cwd, **parameters):
     words = [w for k, v in parameters.items() for w in ("-p", k, str(v))]
-    return subprocess.run([sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(TUTORIALS/name), str(folder/"out.ipynb"), *words], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+    return subprocess.run([sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(TUTORIALS/name), str(cwd/"out.ipynb"), *words], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
 
 def told(folder): return "".join(o.get("text", "") for c in nbformat.read(folder/"out.ipynb", 4).cells if c.cell_type == "code" for o in c.outputs)
 
-QUICK = dict(images="photos", image_size=16, look_budget="1000 images", budget="3000 images", more_budget="500 images", wanted=30, corrections=6, folder="mine")
+QUICK = dict(images="photos", image_size=16, look_budget="1000 images", budget="20000 images", more_budget="2000 images", wanted=30, corrections=6, folder="mine")
 
 def test_own_images_with_a_function_that_answers(tmp_path):
     "A flat folder of JPEG, PNG and WebP in several modes and sizes, no label in any name; one broken file."
