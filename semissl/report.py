@@ -11,13 +11,15 @@ __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'RED', 'GREEN', 'PALETTE', 'MARKERS', 
            'representation_map', 'neighbour_grid', 'mistakes', 'confidence_histogram', 'reliability', 'run_figures',
            'save_figures', 'result_row', 'rows_to_json', 'read_rows', 'results_table', 'accuracy_against_labels',
            'summary_table', 'ratio_table', 'Batch', 'read_batch', 'typical_run', 'batch_curves', 'report_blocks',
-           'html_report', 'wandb_report']
+           'html_report', 'wandb_report', 'settings_at', 'shortened', 'arm_row', 'run_arms', 't_interval',
+           'paired_gain', 'gain_words']
 
 # %% ../nbs/12_report.ipynb #2111025a
-import base64, html, io, json, textwrap, warnings
+import base64, html, io, json, re, textwrap, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path, PurePath
 
 import matplotlib.pyplot                              # never drawn with, but W&B looks for it before it takes a figure
@@ -1006,3 +1008,100 @@ def wandb_report(
     texts = [b for b in blocks if isinstance(b, str)]
     title = texts[0].lstrip("# ")
     return wr.Report(project=project, entity=entity, title=title, blocks=[*(wr.MarkdownBlock(text=t) for t in texts[1:3]), wr.PanelGrid(runsets=[runs], panels=[bars, *curves, *pictures])])
+
+# %% ../nbs/12_report.ipynb #e1b00002
+def settings_at(
+    settings: str,          # NAME=VALUE joined by commas; N:NAME=VALUE holds for N labels per class alone
+    labels_per_class: int,  # N
+) -> dict:                  # name -> value, as YAML reads it
+    "The settings for one number of labels, its own laid over those for all; ValueError for another form."
+    from semissl.batch import read_grid                               # half a second that a picture does without
+    common, own = {}, {}
+    for word in filter(None, map(str.strip, settings.split(","))):
+        found = re.fullmatch(r"(?:(\d+):)?([A-Za-z_]\w*=.+)", word)
+        if not found: raise ValueError(f"expected NAME=VALUE or N:NAME=VALUE, got {word!r}")
+        if found[1] is None: common |= read_grid([found[2]])
+        elif int(found[1]) == labels_per_class: own |= read_grid([found[2]])
+    return common | own
+
+def shortened(
+    given: dict,   # settings of a run
+    share: float,  # of its epochs or its budget, above 0 and up to 1
+    epochs: int,   # where the settings give neither
+) -> dict:         # the same, less long
+    "Settings of a run that takes a share of the time; ValueError for a share outside (0, 1]."
+    if not 0 < share <= 1: raise ValueError(f"expected a share above 0 and up to 1, got {share}")
+    if share == 1: return given
+    if budget := given.get("budget", "").replace("overnight", "8 h"):
+        amount, unit = re.fullmatch(r"([\d.e]+) ?(\w+)", budget).groups()
+        return given | {"budget": f"{share * float(amount):.6f} {unit}"}
+    return given | {"epochs": max(1, round(share * given.get("epochs", epochs)))}
+
+# %% ../nbs/12_report.ipynb #e1b00005
+def arm_row(
+    arm: str,       # its name
+    run_dir: Path,  # of a finished run
+) -> dict:          # see `result_row`
+    "A run as a row that knows its arm, its directory's name, and the same-class correlation before training."
+    row = {"arm": arm, "run": run_dir.name} | result_row(json.loads((run_dir / "result.json").read_text(encoding="utf-8")))
+    with np.load(run_dir / "evaluation.npz") as arrays:
+        before = np.diagonal(arrays["class_correlation_before"]) if "class_correlation_before" in arrays else np.array([np.nan])
+    return row | {"same_class_correlation_before": None if np.isnan(before).all() else float(np.nanmean(before))}
+
+def run_arms(
+    arms: dict[str, dict],  # name -> what the arm changes
+    counts: list[int],      # labels per class
+    seeds: list[int],       # of label split, weights, batches and views
+    given: dict,            # parameters that all runs share, data for one
+    settings: str,          # laid over them, see `settings_at`
+    root: str | Path,       # root/arm/count is the directory of a batch
+    notebook: str | Path,   # train.ipynb
+    share: float = 1.0,     # of the length of each run, see `shortened`
+) -> pd.DataFrame:          # one row per run, see `arm_row`
+    "Run what is not done yet, and collect it; RuntimeError, when all the others have ended, for runs that failed."
+    from semissl.batch import parameters_of, run_batch
+    epochs, rows, failed = parameters_of(notebook)["epochs"], [], []
+    for count, (arm, changes) in product(counts, arms.items()):
+        grid = shortened(given | settings_at(settings, count) | changes, share, epochs) | {"labels_per_class": count, "seeds": seeds}
+        place = Path(root) / re.sub(r"[^A-Za-z0-9.]+", "_", arm).strip("_") / str(count)
+        states = run_batch(grid, notebook, place, retry_failed=True)
+        rows += [arm_row(arm, place / slug) for slug, state in states.items() if state == "done"]
+        failed += [f"{place / slug} ({state})" for slug, state in states.items() if state != "done"]
+    if failed: raise RuntimeError(f"expected every run done, got {len(failed)} that are not: {', '.join(failed)}")
+    return pd.DataFrame(rows)
+
+# %% ../nbs/12_report.ipynb #e1b00008
+def t_interval(
+    values: Sequence[float],  # one per seed
+    level: float = 0.95,      # share of such intervals that hold the mean
+) -> tuple[float, float]:     # mean, and half the width; NaN for a single value
+    "Mean and Student's t interval; ValueError without a value."
+    values = np.asarray(values, dtype=float)
+    if not len(values): raise ValueError("expected at least 1 value, got 0")
+    from scipy.stats import t as student                              # a second, likewise
+    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values)**0.5 if len(values) > 1 else float("nan")
+    return float(values.mean()), float(half)
+
+def paired_gain(
+    table: pd.DataFrame,            # rows with arm, labels_per_class and seed
+    arm: str,                       # whose gain it is
+    other: str,                     # over whom
+    labels_per_class: int,          # the rows that are compared
+    metric: str = "test_accuracy",  # column
+) -> pd.Series:                     # difference by seed
+    "Differences of two arms on the seeds that both have; ValueError without one or for a seed that is there twice."
+    _columns(table, ("arm", "labels_per_class", "seed", metric), "the table")
+    rows = table[(table["labels_per_class"] == labels_per_class) & table[metric].notna()]
+    _one_run_per_seed(rows, ["arm", "labels_per_class"])
+    one, two = (rows[rows["arm"] == name].set_index("seed")[metric].astype(float) for name in (arm, other))
+    gain = (one - two).dropna()
+    if not len(gain): raise ValueError(f"expected a seed that {arm!r} and {other!r} share at {labels_per_class} labels per class, got {sorted(one.index)} and {sorted(two.index)}")
+    return gain
+
+def gain_words(
+    gain: Sequence[float],  # differences of accuracies, see `paired_gain`
+) -> str:                   # points are hundredths
+    "A mean difference with its interval in words, and whether that leaves zero out."
+    mean, half = t_interval(gain)
+    if len(gain) == 1: return f"{100 * mean:+.1f} points, n = 1: one seed tells nothing about the spread"
+    return f"{100 * mean:+.1f} ± {100 * half:.1f} points, n = {len(gain)}: {'beyond' if abs(mean) > half else 'within'} the spread of the seeds"
