@@ -45,8 +45,7 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False, "grid.color": "#e6e8ec", "axes.axisbelow": True,
     "legend.frameon": False, "legend.fontsize": 9.5, "lines.linewidth": 2, "xtick.major.size": 3, "ytick.major.size": 3,
 }
-CORRELATION = LinearSegmentedColormap.from_list("correlation", ["#123a63", "#3f86b5", "#a9cde0", "#f8f6f1", "#f3b79b", "#d4603f", "#8c1d18"])
-CORRELATION.set_bad(PALE)
+CORRELATION = LinearSegmentedColormap.from_list("correlation", ["#123a63", "#3f86b5", "#a9cde0", "#f8f6f1", "#f3b79b", "#d4603f", "#8c1d18"]).with_extremes(bad=PALE)
 
 # %% ../nbs/12_report.ipynb #31eaba1b
 def _shown(fig, include=None, exclude=None):
