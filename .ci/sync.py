@@ -1,8 +1,9 @@
-"""Write every fact that has its home elsewhere: links, the version, the parameters of train.ipynb, and README.md.
+"""Write every fact that has its home elsewhere: links, the version, the parameters of train.ipynb, the accuracies that
+08_train.ipynb tells to expect, and README.md.
 
 Links come from [project.urls] in pyproject.toml and the version from semissl/__init__.py; they are written into
 CITATION.cff and the notebooks. The parameters, with their reasons, are the fields of TrainConfig in semissl/train.py.
-README.md is nbs/index.ipynb through nbconvert.
+The accuracies are means over the rows in nbs/experiments/results. README.md is nbs/index.ipynb through nbconvert.
 
     python .ci/sync.py            write
     python .ci/sync.py --check    write nothing; name the files that differ and exit with 1
@@ -53,6 +54,23 @@ def parameters(train: str, module: str) -> str:
     cell["source"] = "\n".join(f"{f'{name} = {value}':{width}}  # {reason}" for name, value, reason in fields).splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
+def expected(train: str, results: Path) -> str:
+    "The notebook 08_train.ipynb with the mean of the committed runs of the method, by data, labels and budget, in its table EXPECTED."
+    runs = {}
+    for path in sorted([*results.glob("*-end-to-end.json"), *results.glob("*-label-efficiency.json")]):
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            if row.get("arm", "stages 1+2+3") == "stages 1+2+3":
+                runs.setdefault((row["name"].split("-")[0], row["labels_per_class"], row["epochs"], row["budget"], row["device"]), []).append(row)
+    def line(key, rows):
+        mean = lambda name: sum(r[name] for r in rows) / len(rows)
+        deviation = (sum((r["test_accuracy"] - mean("test_accuracy"))**2 for r in rows) / max(1, len(rows) - 1))**0.5
+        return f'    ("{key[0]}", {key[1]}, {mean("training_seconds"):.0f}, {mean("image_passes"):.0f}, {mean("test_accuracy"):.4f}, {deviation:.4f}, {len(rows)}, "{key[4]}"),\n'
+    table = "EXPECTED = (   # data, labels per class, seconds of training, image passes, mean and deviation of the test accuracy, runs, device; written by .ci/sync.py\n" + "".join(line(k, r) for k, r in sorted(runs.items())) + ")\n"
+    nb = json.loads(train)
+    cell, = (c for c in nb["cells"] if "def expectation(" in "".join(c["source"]))
+    cell["source"] = re.sub(r"EXPECTED = \(.*?\n(?=\n)", lambda _: table, "".join(cell["source"]), flags=re.S).splitlines(keepends=True)
+    return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
 def wanted(root: Path = ROOT) -> dict[Path, str]:
     "Each file this script answers for, with the text it should have."
     f, files = facts(root), {}
@@ -60,6 +78,8 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
         if ".ipynb_checkpoints" not in path.parts: files[path] = link(path.read_text(encoding="utf-8"), f)
     train = root/"nbs/experiments/train.ipynb"
     files[train] = parameters(files[train], (root/"semissl/train.py").read_text(encoding="utf-8"))
+    module = root/"nbs/08_train.ipynb"
+    files[module] = expected(files[module], root/"nbs/experiments/results")
     files[root/"CITATION.cff"] = cite((root/"CITATION.cff").read_text(encoding="utf-8"), f)
     files[root/"README.md"] = readme(files[root/"nbs/index.ipynb"])
     return files
