@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib, csv, ctypes, gc, hashlib, importlib, inspect, io, json, os, re, shutil, signal, stat, struct, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +33,7 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_FILE_BYTES', 'MAX_MEMBERS', 'MAX_DIRECTOR
            'outer_folder', 'place', 'check_classes', 'Listing', 'list_source', 'unique_names', 'decode_block',
            'write_block', 'as_worker', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows', 'fingerprint',
            'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off', 'one_at_a_time', 'drop_rows',
-           'write_cache', 'cached_files', 'read_labels', 'apply_labels', 'from_files', 'from_pictures',
+           'write_cache', 'cached_files', 'written_whole', 'read_labels', 'apply_labels', 'from_files', 'from_pictures',
            'torchvision_dataset', 'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images',
            'rename_classes', 'LabelSplit', 'split_hash', 'check_budget', 'label_split', 'hide_labels', 'check_test',
            'row_hashes', 'content_duplicates', 'duplicate_report', 'mix', 'random_keys', 'balanced_rounds', 'Batch',
@@ -805,6 +805,21 @@ def cached_files(files: Sequence[Path],  # one folder, or archives
         if not cache:
             found["pixels"] = np.array(found["pixels"])
         return found
+
+# %% ../nbs/00_data.ipynb #79409b62
+@contextlib.contextmanager
+def written_whole(path: Path,  # appears whole or not at all
+                  then: Callable = lambda: None,  # called when the new file is safe on the disk, before it takes its place
+                  ) -> Iterator[Path]:  # where to write meanwhile
+    "Write beside, flush to the disk, then replace."
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        with open(beside, "rb+") as file: os.fsync(file.fileno())
+        then()
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 # %% ../nbs/00_data.ipynb #32cc495c
 def read_labels(file: str | Path  # a CSV with the columns path,label

@@ -23,17 +23,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import Entry, ImageSet, decode_block, list_folder, list_zip, load_images, one_at_a_time, resize_images, source_files, unique_names, worker_pool
+from .data import Entry, ImageSet, decode_block, list_folder, list_zip, load_images, one_at_a_time, resize_images, source_files, unique_names, worker_pool, written_whole
 from .encoder import ENCODERS, SMALL_IMAGE, encoder, resnet
 from .evaluate import encode
 from .heads import LinearHead
 
 # %% auto #0
 __all__ = ['CARD', 'INPUT', 'EXPORTS', 'check_card', 'Predictor', 'read_checkpoint', 'fill', 'from_checkpoint', 'digest',
-           'from_safetensors', 'load_predictor', 'listed', 'Block', 'blocks', 'finished', 'written_whole',
-           'table_stamp', 'write_part', 'read_part', 'write_csv', 'write_parquet', 'Predictions', 'known_table',
-           'predict_table', 'finish_table', 'Program', 'card_text', 'example', 'check_same', 'to_safetensors',
-           'to_onnx', 'to_program', 'library_model', 'to_state_dict', 'export']
+           'from_safetensors', 'load_predictor', 'listed', 'Block', 'blocks', 'finished', 'table_stamp', 'write_part',
+           'read_part', 'write_csv', 'write_parquet', 'Predictions', 'known_table', 'predict_table', 'finish_table',
+           'Program', 'card_text', 'example', 'check_same', 'to_safetensors', 'to_onnx', 'to_program', 'library_model',
+           'to_state_dict', 'export']
 
 # %% ../nbs/09_predict.ipynb #60299995
 CARD = dict(encoder=str, pretrained=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)
@@ -219,18 +219,6 @@ def finished(
     "A block as soon as it is read."
     pixels, bad, _ = job.result() if job else decode_block(part, size, size)
     return Block([e.name for e in part], torch.from_numpy(np.ascontiguousarray(pixels)), bad)
-
-# %% ../nbs/09_predict.ipynb #c7e3d744
-@contextlib.contextmanager
-def written_whole(
-    path: Path,    # appears whole or not at all
-) -> Iterator[Path]:  # where to write meanwhile
-    "Write beside, then replace."
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
 
 # %% ../nbs/09_predict.ipynb #9fd21d99
 def table_stamp(

@@ -7,12 +7,12 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 # %% auto #0
 __all__ = ['OBJECTIVES', 'FORMS', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'EXPECTED', 'REPAID_BY', 'METRICS', 'TrainConfig',
            'check_type', 'parse_budget', 'expectation', 'config_from', 'Task', 'own_test_part', 'load_task', 'hold_out',
-           'fit_test', 'objective', 'policies', 'start_from', 'build', 'precision', 'compile_encoder', 'write_whole',
+           'fit_test', 'objective', 'policies', 'start_from', 'build', 'precision', 'compile_encoder',
            'keep_freed_memory', 'wandb_mode', 'Tracker', 'Recorder', 'read_rows', 'Progress', 'newest_whole',
            'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Compile', 'train', 'steps_of', 'Result',
-           'open_run_dir', 'keep_in_card', 'claim', 'extend', 'measure', 'train_again', 'baseline', 'folds',
-           'calibrate', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name', 'peak_memory',
-           'fit', 'finished', 'clean', 'run', 'write_result', 'truth', 'main']
+           'write_json', 'open_run_dir', 'keep_in_card', 'claim', 'extend', 'measure', 'train_again', 'baseline',
+           'folds', 'calibrate', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name',
+           'peak_memory', 'fit', 'finished', 'clean', 'run', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -53,7 +53,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import semissl
 from .augment import Policy, augment, normalise, policy, two_views
-from .data import FewLabelLoader, ImageSet, LabelSplit, check_test, duplicate_report, hash_order, hide_labels, label_split, load_images
+from .data import FewLabelLoader, ImageSet, LabelSplit, check_test, duplicate_report, hash_order, hide_labels, label_split, load_images, written_whole
 from .encoder import encoder, freeze
 from .evaluate import embedding_map, encode, evaluate, fit_head, neighbours, propagate, spread_out
 from .heads import LinearHead, Projector
@@ -329,21 +329,6 @@ def compile_encoder(
     model.encoder.compile()
     return True
 
-# %% ../nbs/08_train.ipynb #6d2f8a11
-def write_whole(
-    path: Path,      # appears whole or not at all
-    write: Callable, # called with a temporary path beside it
-    then: Callable = lambda: None,  # called when that is safe on the disk, before the replacement
-) -> None:
-    "Write beside, flush to the disk, then replace."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file: os.fsync(file.fileno())
-        then()
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
-
 # %% ../nbs/08_train.ipynb #f670a44d
 def keep_freed_memory() -> bool:  # whether the C library is one that can (glibc)
     "Let the C library of this process keep large freed blocks instead of giving them back to the system (mallopt(3))."
@@ -385,7 +370,8 @@ class Tracker:
         self.there = self.run.step                                    # rows that W&B's server has already
         print(f"W&B: {self.run.url}" if self.run.url else f"W&B: offline; to upload: wandb sync {Path(self.run.dir).parent}")
 
-    def keep(self, id: str, finished: bool) -> None: write_whole(self.path, lambda p: p.write_text(json.dumps(dict(id=id, finished=finished))))
+    def keep(self, id: str, finished: bool) -> None:
+        with written_whole(self.path) as p: p.write_text(json.dumps(dict(id=id, finished=finished)))
 
     def guard(self, action, *args):
         "Do it; an exception becomes one warning and the end of logging."
@@ -491,12 +477,10 @@ class Recorder(Callback):
 
     def write(self, rows):
         "All rows, whole or not at all."
-        def save(path):
-            with open(path, "w", newline="") as file:
-                writer = csv.DictWriter(file, self.COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-        write_whole(self.path, save)
+        with written_whole(self.path) as p, open(p, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
 
     def append(self, row):
         "One more row; a disk that refuses it is a warning, and the file is written anew when training ends."
@@ -545,13 +529,11 @@ class WholeCheckpoints(TorchCheckpointIO):
     failed = ""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
-        def save(beside):
-            with open(beside, "wb") as file: torch.save(checkpoint, file)
         def rotate():
             if path.exists(): os.replace(path, path.with_name("previous.ckpt"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, save, rotate)
+            with written_whole(path, rotate) as p, open(p, "wb") as file: torch.save(checkpoint, file)
             self.failed = ""
         except (OSError, RuntimeError) as err:                        # torch tells a full disk as a RuntimeError
             self.failed = f"{path} could not be written ({str(err).splitlines()[0]})"
@@ -742,6 +724,13 @@ class Result:
         model.load_state_dict(checkpoint["state_dict"], strict=True)
         return model.eval()
 
+def write_json(
+    path: Path,     # appears whole or not at all
+    content: dict,  # what goes in
+) -> None:
+    "A file of JSON, as people read it."
+    with written_whole(path) as p: p.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
 def open_run_dir(
     config: TrainConfig,  # its run_dir is made when it is not there
 ) -> Path:                # holds config.json
@@ -750,7 +739,7 @@ def open_run_dir(
     path = run_dir / "config.json"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not path.exists(): write_whole(path, lambda p: p.write_text(json.dumps(wanted, indent=1), encoding="utf-8"))
+        if not path.exists(): write_json(path, wanted)
     except OSError as err: raise OSError(f"expected a run_dir that can be written, got {str(run_dir)!r} ({err.strerror})") from err
     found = json.loads(path.read_text(encoding="utf-8"))
     if found != wanted:
@@ -766,7 +755,7 @@ def keep_in_card(
     "Change the card of a checkpoint, whole or not at all."
     checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     checkpoint["semissl"] |= entries
-    write_whole(path, lambda p: torch.save(checkpoint, p))
+    with written_whole(path) as p: torch.save(checkpoint, p)
 
 # %% ../nbs/08_train.ipynb #7e29d04b
 @contextmanager
@@ -780,7 +769,7 @@ def claim(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err: raise BlockingIOError(f"expected a run_dir that no other process works in, got {str(run_dir)!r}") from err
         except (ImportError, OSError): pass                           # Windows, some network disks
-        for part in run_dir.glob(".*.*"): part.unlink()               # see `write_whole`
+        for part in run_dir.glob(".*.*"): part.unlink()               # see `written_whole`
         yield
 
 def extend(
@@ -798,7 +787,7 @@ def extend(
         steps = BIG if seconds else (passes or Result.read(run_dir).cost["image_passes"] * new.epochs // old.epochs) // rows
         wanted = {k: v for k, v in asdict(new).items() if k not in ("run_dir", "wandb_project")}
         keep_in_card(last, config=asdict(new), total_steps=steps)
-        write_whole(run_dir / "config.json", lambda p: p.write_text(json.dumps(wanted, indent=1), encoding="utf-8"))
+        write_json(run_dir / "config.json", wanted)
         (run_dir / "result.json").unlink()
     return new
 
@@ -1026,11 +1015,9 @@ def write_result(
 ) -> None:
     "evaluation.npz and predictions.csv, then result.json, each whole or not at all."
     arrays = picture_arrays(task, before, after) if after else {}
-    def save(path):
-        with open(path, "wb") as file: np.savez_compressed(file, **arrays)
-    write_whole(run_dir / "evaluation.npz", save)
-    write_whole(run_dir / "predictions.csv", lambda p: write_predictions(p, task.test, after.get("probabilities")))
-    write_whole(run_dir / "result.json", lambda p: p.write_text(json.dumps(result, indent=1), encoding="utf-8"))
+    with written_whole(run_dir / "evaluation.npz") as p, open(p, "wb") as file: np.savez_compressed(file, **arrays)
+    with written_whole(run_dir / "predictions.csv") as p: write_predictions(p, task.test, after.get("probabilities"))
+    write_json(run_dir / "result.json", result)
 
 # %% ../nbs/08_train.ipynb #204646c9
 def truth(word: str) -> bool:  # of "True" and "False"

@@ -294,13 +294,16 @@ def test_links_version_and_readme_are_in_step():
     assert not stale, f"run `python .ci/sync.py`: {stale}"
 
 def test_results_in_the_readme_are_made_from_the_rows():
+    import pandas as pd
     from semissl.report import results_table, summary_table
     text, results = (ROOT/"README.md").read_text(encoding="utf-8"), NBS/"experiments/results"
     shown = [o["data"]["text/markdown"] for c in read(NBS/"index.ipynb").cells if "hide-input" in c.metadata.get("tags", []) for o in c.outputs]
     assert shown[0] == summary_table(results_table(sorted(map(str, results.glob("*-end-to-end.json")))), by=("name", "labels_per_class"))
-    assert len(shown) == 2 and all(table in text for table in shown)
+    assert len(shown) == 3 and all(table in text for table in shown)
+    choices = pd.DataFrame(json.loads((results/"cifar10-cpu-label-choice.json").read_text()))
+    assert shown[1] == summary_table(choices, by=("name", "labels", "choice"), columns=("test_accuracy", "linear_probe_accuracy"), method="test accuracy")
     for row in json.loads((results/"speed-cpu.json").read_text()):
-        if row["measure"] == "later_epoch": assert f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})" in shown[1]
+        if row["measure"] == "later_epoch": assert f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})" in shown[2]
 
 def test_a_change_of_owner_is_one_edit_and_a_command():
     f = {**sync.facts(), "slug": "someone/semissl", "repository": "https://github.com/someone/semissl", "site": "https://someone.github.io/semissl/", "version": "9.8.7"}
