@@ -529,6 +529,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     failed = ""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
+        path = Path(path)
         def rotate():
             if path.exists(): os.replace(path, path.with_name("previous.ckpt"))
         try:
