@@ -144,6 +144,8 @@ def test_asked_to_stop(reference, tmp_path, name):
     assert process.exitcode not in (0, None)
     import torch
     assert torch.load(run_dir/"last.ckpt", weights_only=True)["global_step"] in (14, 15)   # nothing was lost
+    assert name != "SIGINT" or "training was interrupted; the same call goes on" in said(run_dir)
+    assert "Ctrl-C as before" in said(run_dir) and "Ctrl-C changed" not in said(run_dir)
     finish(run_dir)
     same(run_dir, reference)
     FAULTS.append((f"{name} in the middle of an epoch", 1, "no step lost, bit for bit"))

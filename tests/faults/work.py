@@ -24,7 +24,8 @@ def training(run_dir: str, options: dict, every: float, prepare=None) -> None:
     os.dup2(log.fileno(), 1); os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)           # a shell that starts this in the background has it ignored
     if prepare: prepare(t)
-    t.fit(t.TrainConfig(**QUICK | options, run_dir=run_dir))
+    try: t.fit(t.TrainConfig(**QUICK | options, run_dir=run_dir))
+    finally: print("Ctrl-C as before" if signal.getsignal(signal.SIGINT) is signal.default_int_handler else "Ctrl-C changed")
 
 def begin(run_dir: Path, options: dict = {}, every: float = 0.2, prepare=None):
     "A training under way."
