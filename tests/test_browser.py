@@ -55,6 +55,7 @@ def page(lab):
         page.set_default_timeout(60_000)
         page.goto(lab[0])
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+        page.get_by_text("| Idle").wait_for(timeout=120_000)           # before that, JupyterLab asks which kernel to take
         yield page
         browser.close()
 
