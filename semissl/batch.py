@@ -9,8 +9,8 @@ __all__ = ['ASK', 'BEGINS', 'PAGE', 'SHOWN', 'BEGIN', 'parameters_of', 'Plain', 
            'runs_of', 'validate', 'read_json', 'write_json', 'state_of', 'lock', 'execute', 'end_everything', 'attempt',
            'attempts_of', 'Attempt', 'start', 'clock', 'how_far', 'Board', 'screen', 'shard_of', 'gpus', 'share',
            'take', 'ended', 'news_of', 'work_through', 'run_batch', 'flat', 'row_of', 'collect', 'page_cell',
-           'page_row', 'page', 'on_a_node', 'on_ray', 'packed', 'unpack', 'remote', 'pack_new', 'Runtime', 'on_colab',
-           'watch', 'sweep', 'parser', 'main']
+           'page_row', 'page', 'settings_at', 'shortened', 'run_arms', 'on_a_node', 'on_ray', 'packed', 'unpack',
+           'remote', 'pack_new', 'Runtime', 'on_colab', 'watch', 'sweep', 'parser', 'main']
 
 # %% ../nbs/11_batch.ipynb #b0000003
 import argparse
@@ -547,6 +547,55 @@ def page(
     head = "".join(f"<th>{html.escape(c.removeprefix('config.').removeprefix('metrics.').replace('_', ' ').replace('.', ', '))}</th>" for c in ["run", *names])
     return PAGE.format(title=f"Batch {html.escape(root.resolve().name)}", said=said, head=head, rows="\n".join(page_row(r, names, root) for r in table.to_dict("records")))
 
+# %% ../nbs/11_batch.ipynb #53f69636
+def settings_at(
+    settings: str,          # NAME=VALUE joined by commas; N:NAME=VALUE holds for N labels per class alone
+    labels_per_class: int,  # N
+) -> dict:                  # name -> value, as YAML reads it
+    "The settings for one number of labels, its own laid over those for all; ValueError for another form."
+    common, own = {}, {}
+    for word in filter(None, map(str.strip, settings.split(","))):
+        found = re.fullmatch(r"(?:(\d+):)?([A-Za-z_]\w*=.+)", word)
+        if not found: raise ValueError(f"expected NAME=VALUE or N:NAME=VALUE, got {word!r}")
+        if found[1] is None: common |= read_grid([found[2]])
+        elif int(found[1]) == labels_per_class: own |= read_grid([found[2]])
+    return common | own
+
+def shortened(
+    given: dict,   # settings of a run
+    share: float,  # of its epochs or its budget, above 0 and up to 1
+    epochs: int,   # where the settings give neither
+) -> dict:         # the same, less long
+    "Settings of a run that takes a share of the time; ValueError for a share outside (0, 1]."
+    if not 0 < share <= 1: raise ValueError(f"expected a share above 0 and up to 1, got {share}")
+    if share == 1: return given
+    if budget := given.get("budget", "").replace("overnight", "8 h"):
+        amount, unit = re.fullmatch(r"([\d.e]+) ?(\w+)", budget).groups()
+        return given | {"budget": f"{share * float(amount):.6f} {unit}"}
+    return given | {"epochs": max(1, round(share * given.get("epochs", epochs)))}
+
+# %% ../nbs/11_batch.ipynb #afe79f99
+def run_arms(
+    arms: dict[str, dict],  # name -> what the arm changes
+    counts: list[int],      # labels per class
+    seeds: list[int],       # of label split, weights, batches and views
+    given: dict,            # parameters that all runs share, data for one
+    settings: str,          # laid over them, see `settings_at`
+    root: str | Path,       # root/arm/count is the directory of a batch
+    notebook: str | Path,   # train.ipynb
+    share: float = 1.0,     # of the length of each run, see `shortened`
+) -> list[tuple[str, Path]]:  # the arm and the directory of each run
+    "Run what is not done yet; RuntimeError, when all the others have ended, for runs that failed."
+    epochs, done, failed = parameters_of(notebook)["epochs"], [], []
+    for count, (arm, changes) in product(counts, arms.items()):
+        grid = shortened(given | settings_at(settings, count) | changes, share, epochs) | {"labels_per_class": count, "seeds": seeds}
+        place = Path(root) / re.sub(r"[^A-Za-z0-9.]+", "_", arm).strip("_") / str(count)
+        states = run_batch(grid, notebook, place, retry_failed=True)
+        done += [(arm, place / slug) for slug, state in states.items() if state == "done"]
+        failed += [f"{place / slug} ({state})" for slug, state in states.items() if state != "done"]
+    if failed: raise RuntimeError(f"expected every run done, got {len(failed)} that are not: {', '.join(failed)}")
+    return done
+
 # %% ../nbs/11_batch.ipynb #b0000051
 def on_a_node(
     run: Run,           # to be executed
@@ -748,7 +797,7 @@ def sweep(
 def parser() -> argparse.ArgumentParser:
     "The options of `semissl-batch`."
     p = argparse.ArgumentParser("semissl-batch", description="Run a grid of notebooks; started again, it goes on where it was stopped. The exit code is 0 when every run is done.",
-                                epilog="Example: semissl-batch lr=[1e-3,2e-3] seeds=3 epochs=30 --jobs 2", allow_abbrev=False)
+                                epilog="Example: semissl-batch 'lr=[1e-3,2e-3]' seeds=3 epochs=30 --jobs 2", allow_abbrev=False)
     p.add_argument("grid", nargs="+", help="files of YAML and settings NAME=VALUE: a list is swept, a value is fixed; seeds: how many or which; exclude: combinations to leave out")
     p.add_argument("--notebook", default="nbs/experiments/train.ipynb", help="what is executed: a path or an address (%(default)s)")
     p.add_argument("--root", default="", help="directory of the batch (runs/ and the name of the first file)")

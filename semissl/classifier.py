@@ -29,11 +29,11 @@ from .evaluate import encode
 from .label import suggest
 from .module import SemiSSL
 from .predict import Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
-from .train import Recorder, Task, TrainConfig, build, steps_of, train
+from .train import Recorder, Task, TrainConfig, build, calibrate, keep_in_card, steps_of, train
 
 # %% auto #0
-__all__ = ['one_picture', 'flat_rows', 'as_images', 'label_rows', 'warm', 'learn', 'Answers', 'seed_of', 'FewLabelClassifier',
-           'training_stamp']
+__all__ = ['UNREAD', 'one_picture', 'flat_rows', 'as_images', 'label_rows', 'warm', 'learn', 'Answers', 'seed_of',
+           'FewLabelClassifier', 'training_stamp']
 
 # %% ../nbs/13_classifier.ipynb #077be498
 def one_picture(
@@ -123,16 +123,20 @@ def learn(
     before: Predictor | None = None,      # begin with its weights
     projector: dict[str, Tensor] | None = None,  # and these
 ) -> tuple[Predictor, dict[str, Tensor]]: # the averaged model, and the projector for a later training
-    "Train on images with labels, or on images alone; a call that was killed goes on from its last.ckpt. Errors as `train`."
+    "Train on images with labels, or on images alone; a call that was killed goes on from its last.ckpt. ValueError for calibration by labels that `before` has seen, others as `train`."
+    if config.calibration_folds and before is not None and before.classes: raise ValueError("expected calibration_folds where training begins without labels, got a warm start from a model that has seen them")
     folder, size, classes = Path(config.run_dir), images.images.shape[-1], list(images.classes)
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
     total_steps = steps_of(config, task)
     model = build(config, max(2, len(classes)), size, total_steps)
-    if before is not None: warm(model, before, projector, classes)
+    def begin(model):
+        if before is not None: warm(model, before, projector, classes)
+    begin(model)
     model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps)
     folder.mkdir(parents=True, exist_ok=True)
     train(model, config, task, Recorder(folder / "metrics.csv"), folder)
+    if len(rows): keep_in_card(folder / "last.ckpt", temperature=calibrate(model, config, task, model.card, folder, begin))
     state = read_checkpoint(folder / "last.ckpt")["state_dict"]
     return load_predictor(folder), {k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")}
 
@@ -194,6 +198,8 @@ def seed_of(
     return int(random_state) if isinstance(random_state, (int, np.integer)) else int(check_random_state(random_state).randint(2**31 - 1))
 
 # %% ../nbs/13_classifier.ipynb #d7c067b4
+UNREAD = {"test_data", "test_share", "labels", "validation_per_class", "max_bad_share"}   # fields of TrainConfig that are about a run of train.ipynb
+
 class FewLabelClassifier(Answers, BaseEstimator):
     "A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`, `TrainConfig` and `learn`."
     def __init__(self,
@@ -226,6 +232,7 @@ class FewLabelClassifier(Answers, BaseEstimator):
         chosen = dict(data="images", labels_per_class=0, image_size=images.images.shape[-1], encoder=self.encoder, augmentation=self.augmentation,
                       epochs=self.epochs, budget=self.budget, pretrained=self.pretrained, batch_size=min(self.batch_size, len(images)),
                       seed=seed_of(self.random_state), baselines=False, wandb_project="", run_dir=run_dir)
+        if wrong := sorted((chosen.keys() | UNREAD) & (self.settings or {}).keys()): raise ValueError(f"expected settings that a fit reads and that are no parameter of the classifier, got {', '.join(wrong)}")
         return TrainConfig(**chosen | (self.settings or {}) | alone)
 
     def fit(self,

@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/data.html.md"""
 # %% ../nbs/00_data.ipynb #b5773d28
 from __future__ import annotations
 
-import contextlib, csv, ctypes, gc, hashlib, importlib, inspect, io, json, os, re, shutil, signal, stat, struct, tempfile, unicodedata, warnings, zipfile, zlib
+import contextlib, csv, ctypes, gc, hashlib, importlib, inspect, io, json, os, re, signal, stat, struct, tempfile, unicodedata, warnings, zipfile, zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed

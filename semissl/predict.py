@@ -7,9 +7,9 @@ Docs: https://semissl.github.io/semissl/predict.html.md"""
 # %% ../nbs/09_predict.ipynb #664b9208
 from __future__ import annotations
 
-import contextlib, hashlib, importlib, json, os, pickle, shutil, time, zipfile
+import contextlib, hashlib, importlib, json, os, pickle, shutil, zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple

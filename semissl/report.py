@@ -11,15 +11,13 @@ __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'RED', 'GREEN', 'PALETTE', 'MARKERS', 
            'representation_map', 'neighbour_grid', 'mistakes', 'confidence_histogram', 'reliability', 'run_figures',
            'save_figures', 'result_row', 'rows_to_json', 'read_rows', 'results_table', 'accuracy_against_labels',
            'summary_table', 'ratio_table', 'Batch', 'read_batch', 'typical_run', 'batch_curves', 'report_blocks',
-           'html_report', 'wandb_report', 'settings_at', 'shortened', 'arm_row', 'run_arms', 't_interval',
-           'paired_gain', 'gain_words']
+           'html_report', 'wandb_report', 'arm_row', 't_interval', 'paired_gain', 'gain_words']
 
 # %% ../nbs/12_report.ipynb #2111025a
-import base64, html, io, json, re, textwrap, warnings
+import base64, html, io, json, textwrap, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path, PurePath
 
 import matplotlib.pyplot                              # never drawn with, but W&B looks for it before it takes a figure
@@ -1008,34 +1006,6 @@ def wandb_report(
     title = texts[0].lstrip("# ")
     return wr.Report(project=project, entity=entity, title=title, blocks=[*(wr.MarkdownBlock(text=t) for t in texts[1:3]), wr.PanelGrid(runsets=[runs], panels=[bars, *curves, *pictures])])
 
-# %% ../nbs/12_report.ipynb #e1b00002
-def settings_at(
-    settings: str,          # NAME=VALUE joined by commas; N:NAME=VALUE holds for N labels per class alone
-    labels_per_class: int,  # N
-) -> dict:                  # name -> value, as YAML reads it
-    "The settings for one number of labels, its own laid over those for all; ValueError for another form."
-    from semissl.batch import read_grid                               # half a second that a picture does without
-    common, own = {}, {}
-    for word in filter(None, map(str.strip, settings.split(","))):
-        found = re.fullmatch(r"(?:(\d+):)?([A-Za-z_]\w*=.+)", word)
-        if not found: raise ValueError(f"expected NAME=VALUE or N:NAME=VALUE, got {word!r}")
-        if found[1] is None: common |= read_grid([found[2]])
-        elif int(found[1]) == labels_per_class: own |= read_grid([found[2]])
-    return common | own
-
-def shortened(
-    given: dict,   # settings of a run
-    share: float,  # of its epochs or its budget, above 0 and up to 1
-    epochs: int,   # where the settings give neither
-) -> dict:         # the same, less long
-    "Settings of a run that takes a share of the time; ValueError for a share outside (0, 1]."
-    if not 0 < share <= 1: raise ValueError(f"expected a share above 0 and up to 1, got {share}")
-    if share == 1: return given
-    if budget := given.get("budget", "").replace("overnight", "8 h"):
-        amount, unit = re.fullmatch(r"([\d.e]+) ?(\w+)", budget).groups()
-        return given | {"budget": f"{share * float(amount):.6f} {unit}"}
-    return given | {"epochs": max(1, round(share * given.get("epochs", epochs)))}
-
 # %% ../nbs/12_report.ipynb #e1b00005
 def arm_row(
     arm: str,       # its name
@@ -1046,28 +1016,6 @@ def arm_row(
     with np.load(run_dir / "evaluation.npz") as arrays:
         before = np.diagonal(arrays["class_correlation_before"]) if "class_correlation_before" in arrays else np.array([np.nan])
     return row | {"same_class_correlation_before": None if np.isnan(before).all() else float(np.nanmean(before))}
-
-def run_arms(
-    arms: dict[str, dict],  # name -> what the arm changes
-    counts: list[int],      # labels per class
-    seeds: list[int],       # of label split, weights, batches and views
-    given: dict,            # parameters that all runs share, data for one
-    settings: str,          # laid over them, see `settings_at`
-    root: str | Path,       # root/arm/count is the directory of a batch
-    notebook: str | Path,   # train.ipynb
-    share: float = 1.0,     # of the length of each run, see `shortened`
-) -> pd.DataFrame:          # one row per run, see `arm_row`
-    "Run what is not done yet, and collect it; RuntimeError, when all the others have ended, for runs that failed."
-    from semissl.batch import parameters_of, run_batch
-    epochs, rows, failed = parameters_of(notebook)["epochs"], [], []
-    for count, (arm, changes) in product(counts, arms.items()):
-        grid = shortened(given | settings_at(settings, count) | changes, share, epochs) | {"labels_per_class": count, "seeds": seeds}
-        place = Path(root) / re.sub(r"[^A-Za-z0-9.]+", "_", arm).strip("_") / str(count)
-        states = run_batch(grid, notebook, place, retry_failed=True)
-        rows += [arm_row(arm, place / slug) for slug, state in states.items() if state == "done"]
-        failed += [f"{place / slug} ({state})" for slug, state in states.items() if state != "done"]
-    if failed: raise RuntimeError(f"expected every run done, got {len(failed)} that are not: {', '.join(failed)}")
-    return pd.DataFrame(rows)
 
 # %% ../nbs/12_report.ipynb #e1b00008
 def t_interval(

@@ -812,11 +812,13 @@ def train_again(
     task: Task,          # the same images
     card: dict,          # sizes of the model, and the steps, whatever decided them
     folder: Path | None, # of its checkpoints; None = none are kept
+    begin: Callable = lambda model: None,  # called with the new model
     **model,             # for `build`
 ) -> SemiSSL:            # trained
     "One more training beside that of the run."
     config = replace(config, budget="")
     again = build(config, len(card["classes"]), card["image_size"], card["total_steps"], **model)
+    begin(again)
     again.card = dict(config=asdict(config))
     train(again, config, task, Recorder(None), folder)
     return again
@@ -853,6 +855,7 @@ def calibrate(
     task: Task,          # the test set is not read
     card: dict,          # sizes of the model
     run_dir: Path | None = None,  # for the checkpoints of the folds; None = none are kept
+    begin: Callable = lambda model: None,  # called with the model of each fold before it is trained
 ) -> float:              # the temperature; 1.0 = nothing to fit it to
     "The temperature of the head, from labels that no weight has seen."
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -861,7 +864,7 @@ def calibrate(
         seen = []
         for i, out in enumerate(folds(task.train.labels, config.calibration_folds)):
             less = replace(task, train=replace(task.train, labels=task.train.labels.masked_fill(out, -1)))
-            seen.append((train_again(config, less, card, run_dir and run_dir / f"fold_{i}"), task.train.images[out], task.train.labels[out]))
+            seen.append((train_again(config, less, card, run_dir and run_dir / f"fold_{i}", begin), task.train.images[out], task.train.labels[out]))
     if not seen: return 1.0
     return fit_temperature(torch.cat([encode(m.to(device), images, device=device)[1] for m, images, _ in seen]), torch.cat([labels for *_, labels in seen]))
 
