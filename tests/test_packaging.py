@@ -216,6 +216,7 @@ def test_module_notebook(path):
     assert any(c.get("outputs") for c in nb.cells), "expected an executed notebook, got no output"
     assert any("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])), "expected a picture, got none"
     assert path.stat().st_size < 600_000, f"expected under 600 kB, got {path.stat().st_size:,} bytes"
+    assert "widgets" not in nb.metadata and not any("widget-view" in mime for c in nb.cells for o in c.get("outputs", []) for mime in o.get("data", {})), "expected no progress bar in the outputs: execute with TQDM_DISABLE=1"
 
 def test_modules_and_notebooks_agree():
     exported = {p.stem for p in (ROOT/"semissl").glob("*.py") if not p.stem.startswith("_")}
