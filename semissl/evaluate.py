@@ -156,22 +156,27 @@ def propagate(
     classes: int,        # K
     k: int = 10,         # neighbours in the graph
     alpha: float = 0.99, # share of a row's label that comes from its neighbours
-    prior: Tensor | None = None,  # (K,) frequencies of the classes; None = all alike
+    prior: Tensor | None = None,  # (K,) frequencies of the classes, which the answer will have; None = as they come
+    tau: float = 0.2,    # temperature of the transport to these frequencies
 ) -> Tensor:             # (N, K) probabilities
-    "Labels of all rows from the few (Zhou et al. 2003; Iscen et al. 2019); ValueError without a label or for alpha outside (0, 1)."
+    "Labels of all rows from the few (Zhou et al. 2003; Iscen et al. 2019; Cuturi 2013); ValueError without a label, for alpha outside (0, 1) or tau <= 0."
     given = (y >= 0).nonzero()[:, 0].numpy()
     if not len(given) or not 0 < alpha < 1: raise ValueError(f"expected at least 1 label and alpha between 0 and 1, got {len(given)} and {alpha}")
+    if tau <= 0: raise ValueError(f"expected tau > 0, got {tau}")
     graph = nearest_graph(h, k)
     scale = diags(1 / np.sqrt(np.maximum(np.asarray(graph.sum(1)).ravel(), 1e-9)))
     system, z = identity(len(h), format="csr") - alpha * (scale @ graph @ scale), np.zeros((len(h), classes))
     for c in range(classes):
         if len(rows := given[y[given].numpy() == c]): z[:, c] = cg(system, np.isin(np.arange(len(h)), rows).astype(float), rtol=1e-4, maxiter=200)[0].clip(min=0)
     seen = z.sum(0) > 0
-    share = seen / seen.sum() if prior is None else seen * prior.numpy() / (seen * prior.numpy()).sum()
     z += 1e-12 * seen                                                                     # islands without a label
-    for _ in range(30):
-        z *= share / np.maximum(z.sum(0), 1e-300)
-        z /= z.sum(1, keepdims=True)
+    z /= z.sum(1, keepdims=True)
+    if prior is not None:
+        share = seen * prior.numpy() / (seen * prior.numpy()).sum()
+        z **= 1 / tau
+        for _ in range(100):
+            z *= share / np.maximum(z.sum(0), 1e-300)
+            z /= np.maximum(z.sum(1, keepdims=True), 1e-300)
     return torch.from_numpy(z).float()
 
 # %% ../nbs/07_evaluate.ipynb #6b24d67f
@@ -186,7 +191,7 @@ def label_propagation(
     "`propagate` over the training images, then the weighted vote of a test row's neighbours among them; ValueError as `check_rows`."
     check_rows(h, y, h_test, classes)
     rows = torch.cat([h, h_all])
-    spread, unit = propagate(rows, torch.cat([y, y.new_full((len(h_all),), -1)]), classes, k), nn.functional.normalize(rows, dim=1)
+    spread, unit = propagate(rows, torch.cat([y, y.new_full((len(h_all),), -1)]), classes, k, prior=torch.full((classes,), 1 / classes)), nn.functional.normalize(rows, dim=1)
     votes = []
     for part in nn.functional.normalize(h_test, dim=1).split(4096):
         similarity, index = (part @ unit.T).topk(min(k, len(rows)))

@@ -174,10 +174,13 @@ class SemiSSL(L.LightningModule):
         starts = {1: 0.0, 2: self.correlate_from, 3: self.self_train_from if self.objective is not None else 1.0}
         return max(stage for stage, start in starts.items() if step >= start * self.total_steps)
 
+    def into_stage_3(self, step: int) -> float:
+        "Share of stage 3 that is over, 0 before it."
+        return max(0.0, step / self.total_steps - self.self_train_from) / max(1e-9, 1 - self.self_train_from)
+
     def ssl_weight(self, step: int) -> float:
         "Weight of L_ssl at a step."
-        late = max(0.0, step / self.total_steps - self.self_train_from) / max(1e-9, 1 - self.self_train_from)
-        return 1 + (self.ssl_weight_end - 1) * late
+        return 1 + (self.ssl_weight_end - 1) * self.into_stage_3(step)
 
     def generator(self, step: int) -> torch.Generator:
         "The randomness of a step, the same in every process: a function of seed and step alone."

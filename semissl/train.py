@@ -94,7 +94,7 @@ class TrainConfig:
     head_weight: float = 1.0            # alpha: how much the labels guide the encoder
     correlation_weight: float = 1.0     # beta: how strongly images of a class are pulled together in stage 2
     correlation_form: str = "feature"   # "sample": Pearson between images; "feature": Barlow Twins across images of a class
-    propagate: bool = False             # at the start of stage 3 the head learns what the labels become when they flow over the graph of nearest neighbours: for a few labels and classes that the encoder tells apart
+    propagate: int = 0                  # how often in stage 3, evenly spread from its start, the head learns what the labels become when they flow over the graph of nearest neighbours; 0 for never: it is for few labels and classes that the encoder tells apart
     pseudo_weight: float = 1.0          # how much the pseudo-labels of stage 3 count in the cross entropy
     pseudo_correlation: bool = True     # whether pseudo-labelled images join the class correlation
     alignment: str = "labels"           # pseudo-labels are spread over the classes as the labels are (evenly where every class has as many); "uniform" for evenly, "none" for as they come
@@ -129,7 +129,7 @@ class TrainConfig:
 
 BIG = 2**31 - 1
 RANGES = [(n, 1, BIG) for n in ("projector_dim", "projector_layers", "epochs", "batch_size", "devices", "nodes")] + [
-    (n, 0, BIG) for n in ("labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "calibration_folds", "seed")] + [
+    (n, 0, BIG) for n in ("labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "propagate", "calibration_folds", "seed")] + [
     (n, 0.0, 1.0) for n in ("test_share", "correlate_from", "self_train_from", "confidence_threshold", "ema_decay", "max_bad_share")] + [
     (n, 0.0, float("inf")) for n in ("lambd_times_dim", "encoder_lr", "ssl_weight_end", "head_weight", "correlation_weight", "pseudo_weight", "lr", "weight_decay")]
 
@@ -629,26 +629,30 @@ class Budget(Callback):
 
 # %% ../nbs/08_train.ipynb #946e34ca
 class Propagate(Callback):
-    "Before the first step of stage 3 the head is fitted to labels that have flowed over the graph of the averaged encoder's representations."
+    "At the start of stage 3, and at even distances in it, the head is fitted to labels that have flowed over the graph of the averaged encoder's representations."
     def __init__(self,
         images: ImageSet,     # the training images with their few labels
+        times: int = 1,       # in all
         most: int = 20_000,   # unlabelled images in the graph
     ):
-        self.images, self.most, self.done = images, most, False
+        self.images, self.times, self.most, self.done = images, times, most, 0
 
     def state_dict(self) -> dict: return {"done": self.done}
     def load_state_dict(self, state: dict) -> None: self.done = state["done"]
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if self.done or module.stage(batch.step) < 3: return
-        self.done, labels = True, self.images.labels
+        due = 1 + int(self.times * module.into_stage_3(batch.step))
+        if module.stage(batch.step) < 3 or self.done >= due: return
+        self.done, labels, balance = due, self.images.labels, module.pseudo_labels
         if not (labels >= 0).any(): return
         rows = torch.cat([(labels >= 0).nonzero()[:, 0], spread_out((labels < 0).nonzero()[:, 0], self.most)])
         with torch.autocast(module.device.type, enabled=False):
             h, _ = encode(module, self.images.images[rows], device=module.device)
-            W, b = trainer.strategy.broadcast(fit_head(h, propagate(h, labels[rows], module.head.out_features, prior=module.pseudo_labels.prior.cpu())))
+            p = propagate(h, labels[rows], module.head.out_features, prior=None if balance.alignment == "none" else balance.prior.cpu())
+            W, b = trainer.strategy.broadcast(fit_head(h, p))
         with torch.no_grad():
             for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
+
 
 # %% ../nbs/08_train.ipynb #01266b4d
 class Compile(Callback):
@@ -668,7 +672,7 @@ def train(
     per_epoch, (seconds, _) = len(task.train) // config.batch_size, parse_budget(config.budget)
     keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
     callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config)]
-    if config.propagate and model.objective is not None: callbacks.append(Propagate(task.train))
+    if config.propagate and model.objective is not None: callbacks.append(Propagate(task.train, config.propagate))
     callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)
     if not torch.cuda.is_available(): keep_freed_memory()
