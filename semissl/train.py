@@ -653,7 +653,6 @@ class Propagate(Callback):
         with torch.no_grad():
             for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
 
-
 # %% ../nbs/08_train.ipynb #01266b4d
 class Compile(Callback):
     "`compile_encoder` in the process that trains."
