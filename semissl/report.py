@@ -9,9 +9,10 @@ __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'RED', 'GREEN', 'PALETTE', 'MARKERS', 
            'METHOD', 'BASELINES', 'SUMMARY', 'PICTURES', 'REPORT_PAGE', 'class_style', 'Run', 'read_run', 'image_grid',
            'views_grid', 'learning_curves', 'accuracy_bars', 'confusion', 'class_order', 'class_correlation_pair',
            'representation_map', 'neighbour_grid', 'mistakes', 'confidence_histogram', 'reliability', 'run_figures',
-           'save_figures', 'result_row', 'rows_to_json', 'read_rows', 'results_table', 'accuracy_against_labels',
-           'summary_table', 'ratio_table', 'Batch', 'read_batch', 'typical_run', 'batch_curves', 'report_blocks',
-           'html_report', 'wandb_report', 'arm_row', 't_interval', 'paired_gain', 'gain_words']
+           'save_figures', 'result_row', 'rows_to_json', 'read_rows', 'merge_rows', 'results_table',
+           'accuracy_against_labels', 'summary_table', 'ratio_table', 'Batch', 'read_batch', 'typical_run',
+           'batch_curves', 'report_blocks', 'html_report', 'wandb_report', 'arm_row', 't_interval', 'paired_gain',
+           'gain_words']
 
 # %% ../nbs/12_report.ipynb #2111025a
 import base64, html, io, json, textwrap, warnings
@@ -752,6 +753,21 @@ def read_rows(
         for key, value in row.items():
             _plain(value, key)
     return rows
+
+
+def merge_rows(
+    rows: list[dict],  # flat rows with arm, labels_per_class and seed
+    path: str | Path,  # a file of such rows, or nothing yet
+) -> list[dict]:       # all rows, written to the file too
+    "Put rows among those of a file: each takes the place of the one with its arm, labels per class and seed; ValueError for rows of one arm and count with another length of training."
+    by, kept = lambda row: tuple(row.get(k) for k in ("arm", "labels_per_class", "seed")), read_rows(path) if Path(path).exists() else []
+    merged = list(({by(row): row for row in kept} | {by(row): row for row in rows}).values())
+    lengths = {}
+    for row in merged: lengths.setdefault(by(row)[:2], set()).add((row.get("epochs"), row.get("budget")))
+    for (arm, count), found in lengths.items():
+        if len(found) > 1: raise ValueError(f"expected one length of training for {arm!r} at {count} labels per class in {path}, got {' and '.join(budget or f'{epochs} epochs' for epochs, budget in sorted(found, key=str))}")
+    rows_to_json(merged, path)
+    return merged
 
 
 def results_table(
