@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 # %% auto #0
 __all__ = ['Policy', 'policy', 'affine', 'colour_matrix', 'Draws', 'draw', 'grid', 'resample', 'recolour', 'blur', 'solarise',
-           'squares', 'apply', 'augment', 'two_views', 'normalise']
+           'squares', 'apply', 'augment', 'two_views', 'normalise', 'cutmix']
 
 # %% ../nbs/01_augment.ipynb #0f39a940
 def _expect(ok, what, got):
@@ -372,3 +372,20 @@ def normalise(
 ) -> torch.Tensor: # (N, 3, size, size) float32, normalised, on the images' device
     "What evaluation sees: nothing random. Raises `ValueError` as `augment` does."
     return augment(images, Policy(size=policy.size, mean=policy.mean, std=policy.std), torch.Generator(images.device))
+
+# %% ../nbs/01_augment.ipynb #c07e0002
+def cutmix(
+    views: tuple, # of one batch, (N, 3, size, size) float each
+    generator: torch.Generator, # the only source of randomness; on the views' device
+    p: float = 1., # probability that an image is mixed
+    part: tuple = (0, 1), # (rank, ranks), as in `augment`
+) -> tuple: # the mixed views; (N,) int64 row of the image that the square is from; (N,) float, share of the own image
+    "A square of the neighbour in every image (CutMix, Yun et al. 2019). Raises `ValueError` on a probability outside [0, 1]."
+    _expect(0 <= p <= 1, "p in [0, 1]", p)
+    (n, _, height, width), device, (rank, ranks) = views[0].shape, views[0].device, part
+    u = torch.rand(n * ranks, 4, generator=generator, device=device)[rank * n:(rank + 1) * n]
+    row = torch.arange(n, device=device)
+    other = torch.where((row ^ 1) < n, row ^ 1, row)                               # the last of an odd batch stays as it is
+    half = (u[:, :1] / 2).sqrt() * (u[:, 1:2] < p) * (other != row)[:, None]       # (N, 1) on [-1, 1]: a square of side 2 is the image
+    square = squares(torch.cat([(2 * u[:, 2:] - 1) * (1 - half), half], 1), height, width)
+    return tuple(torch.where(square, v[other], v) for v in views), other, 1 - square.float().mean((1, 2, 3))

@@ -16,6 +16,7 @@ import pytorch_lightning as L
 import torch
 from torch import Tensor, nn
 
+from .augment import cutmix
 from .losses import class_correlation, cross_entropy, gather_rows
 
 # %% ../nbs/06_module.ipynb #cf8043ba
@@ -142,6 +143,7 @@ class SemiSSL(L.LightningModule):
         total_steps: int,                       # T, optimizer steps of the whole run
         ssl_weight_end: float = 1.0,            # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
         head_weight: float = 1.0,               # alpha
+        cutmix_p: float = 0.0,                  # probability that a labelled image gets a square of another one
         correlation_weight: float = 1.0,        # beta
         correlation_form: str = "sample",       # form of L_corr: "sample" or "feature"
         correlate_from: float = 0.5,            # share of training after which stage 2 starts; 1 = never
@@ -161,7 +163,7 @@ class SemiSSL(L.LightningModule):
             raise ValueError(f"expected a projector and an objective, or neither, got {projector} and {objective}")
         self.encoder, self.projector, self.head = encoder, projector, head
         self.views, self.prepare, self.objective = views, prepare, objective
-        self.total_steps, self.ssl_weight_end, self.head_weight, self.correlation_weight = total_steps, ssl_weight_end, head_weight, correlation_weight
+        self.total_steps, self.ssl_weight_end, self.head_weight, self.cutmix_p, self.correlation_weight = total_steps, ssl_weight_end, head_weight, cutmix_p, correlation_weight
         self.correlation_form, self.correlate_from, self.self_train_from = correlation_form, correlate_from, self_train_from
         self.weak, self.pseudo_weight, self.pseudo_correlation = weak or (lambda images, generator, part: prepare(images)), pseudo_weight, pseudo_correlation
         self.lr, self.encoder_lr, self.weight_decay, self.seed = lr, encoder_lr, weight_decay, seed
@@ -195,19 +197,20 @@ class SemiSSL(L.LightningModule):
         "Views, one joint forward pass, the losses; returns `loss` and its parts."
         stage, generator = self.stage(batch.step), self.generator(batch.step)
         images = (batch.labelled,) if self.objective is None else (batch.unlabelled, batch.labelled)
-        views = [self.views(x, generator, self.part) for x in images if len(x)]
+        views, mix = [self.views(x, generator, self.part) for x in images if len(x)], None
+        if self.cutmix_p and len(batch.labelled): views[-1], *mix = cutmix(views[-1], generator, self.cutmix_p, self.part)
         v = torch.cat([one[i] for i in (0, 1) for one in views])              # (2(U+L), 3, S, S): first views, then second
         h1, h2 = self.encoder(v).float().chunk(2)                             # (U+L, D) each
         pseudo = self.teach(batch.unlabelled, generator, batch.step) if stage >= 3 else None
-        return self.losses(h1, h2, batch.labels, stage, pseudo, self.ssl_weight(batch.step))
+        return self.losses(h1, h2, batch.labels, stage, pseudo, self.ssl_weight(batch.step), mix)
 
     @torch.no_grad()
     def teach(self, images: Tensor, generator: torch.Generator, step: int) -> tuple[Tensor, Tensor]:
         "Labels of the averaged model for weak views of unlabelled images, and their weights."
         return self.pseudo_labels(self.ema(self.weak(images, generator, self.part)).float().softmax(1), step - math.ceil(self.self_train_from * self.total_steps))
 
-    def losses(self, h1: Tensor, h2: Tensor, labels: Tensor, stage: int, pseudo: tuple[Tensor, Tensor] | None = None, ssl_weight: float = 1.0) -> dict[str, Tensor]:
-        "The terms of the loss from the representations of two views; the last rows are the labelled ones, `pseudo` is about the others."
+    def losses(self, h1: Tensor, h2: Tensor, labels: Tensor, stage: int, pseudo: tuple[Tensor, Tensor] | None = None, ssl_weight: float = 1.0, mix: list[Tensor] | None = None) -> dict[str, Tensor]:
+        "The terms of the loss from the representations of two views; the last rows are the labelled ones, `mix` is what `cutmix` did to them, `pseudo` is about the others."
         parts, U, L, both = {}, len(h1) - len(labels), len(labels), lambda a: gather_rows(a.repeat(2))
         if self.objective is not None:
             z1, z2 = self.projector(torch.cat([h1, h2])).float().chunk(2)     # (U+L, P) each
@@ -215,8 +218,8 @@ class SemiSSL(L.LightningModule):
         h, y = gather_rows(torch.cat([h1[U:], h2[U:]])), both(labels)         # (2L, D), (2L,)
         logits = self.head(h).float()                                         # (2L, K)
         image = both(torch.arange(L, device=h1.device) + self.global_rank*L)  # (2L,) two views of one image are no pair
-        weight = torch.ones_like(h[:, 0])                                     # (2L,)
-        parts["cross_entropy"] = cross_entropy(logits, y)
+        weight = torch.ones_like(h[:, 0]) if mix is None else both(mix[1])    # (2L,) what is left of an image
+        parts["cross_entropy"] = cross_entropy(logits, y) if mix is None else cross_entropy(logits.repeat(2, 1), torch.cat([y, both(labels[mix[0]])]), torch.cat([weight, 1 - weight]))
         loss = ssl_weight*parts.get("ssl", 0.0) + self.head_weight*parts["cross_entropy"]
         if pseudo is not None:
             h_u, y_u, w_u = gather_rows(torch.cat([h1[:U], h2[:U]])), both(pseudo[0]), both(pseudo[1])   # (2U, D), (2U,), (2U,)

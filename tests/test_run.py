@@ -78,10 +78,10 @@ def torchrun(n): return "torchrun", "--standalone", "--nproc-per-node", str(n), 
 def curves(tmp_path_factory):
     "One process and two on the same batches, dice and weights; a small rate keeps rounding from growing. Without a second stage and a third, and with."
     folder = tmp_path_factory.mktemp("processes")
-    plain = dict(epochs=3, lr=1e-5, correlate_from=1.0, self_train_from=1.0)
+    plain, stages = dict(epochs=3, lr=1e-5, correlate_from=1.0, self_train_from=1.0, cutmix="on"), dict(epochs=3, cutmix="on")
     return {name: train(folder/name, *launcher, **options)[0] for name, launcher, options in [
         ("one", (), plain), ("two", torchrun(2), {**plain, "devices": 2}), ("other seed", (), {**plain, "seed": 1}),
-        ("one, all stages", (), {"epochs": 3}), ("two, all stages", torchrun(2), {"epochs": 3, "devices": 2})]}
+        ("one, all stages", (), stages), ("two, all stages", torchrun(2), {**stages, "devices": 2})]}
 
 def test_two_processes_have_the_curve_of_one(curves):
     "Every term, batch statistics and views included, to 1e-4; another seed is a hundred times as far off."
