@@ -7,10 +7,10 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 # %% auto #0
 __all__ = ['OBJECTIVES', 'FORMS', 'SWITCH', 'PRECISIONS', 'BIG', 'RANGES', 'UNITS', 'EXPECTED', 'REPAID_BY', 'METRICS',
            'TrainConfig', 'check_type', 'parse_budget', 'expectation', 'config_from', 'Task', 'own_test_part',
-           'load_task', 'hold_out', 'fit_test', 'objective', 'kind_of', 'policies', 'start_from', 'build', 'precision',
-           'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker', 'Recorder', 'read_rows', 'Progress',
-           'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Compile', 'train',
-           'steps_of', 'Result', 'write_json', 'open_run_dir', 'keep_in_card', 'claim', 'extend', 'measure',
+           'load_task', 'hold_out', 'fit_test', 'objective', 'kind_of', 'mixes', 'policies', 'start_from', 'build',
+           'precision', 'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker', 'Recorder', 'read_rows',
+           'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Compile',
+           'train', 'steps_of', 'Result', 'write_json', 'open_run_dir', 'keep_in_card', 'claim', 'extend', 'measure',
            'train_again', 'baseline', 'folds', 'calibrate', 'picture_arrays', 'write_predictions', 'versions', 'commit',
            'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run', 'write_result', 'truth', 'main']
 
@@ -266,6 +266,12 @@ def kind_of(
     "The kind of images that the augmentations of a run are made for."
     return config.augmentation if config.augmentation != "auto" else "digits" if config.data == "digits" else "photos"
 
+def mixes(
+    config: TrainConfig,  # cutmix, augmentation and data are read
+) -> bool:
+    "Whether the labelled images of a run are mixed."
+    return config.cutmix == "on" or config.cutmix == "auto" and kind_of(config) == "photos"
+
 def policies(
     config: TrainConfig,  # augmentation and data are read
 ) -> dict[str, Policy]:   # "view1", "view2", "weak" and "none"
@@ -302,7 +308,7 @@ def build(
         views=lambda images, generator, part: two_views(images, (by_strength["view1"], by_strength["view2"]), generator, part),
         prepare=partial(normalise, policy=by_strength["none"]), objective=objective(config) if self_supervised else None,
         weak=lambda images, generator, part: augment(images, by_strength["weak"], generator, part), total_steps=total_steps,
-        ssl_weight_end=config.ssl_weight_end, head_weight=config.head_weight, cutmix_p=1.0 if config.cutmix == "on" or config.cutmix == "auto" and kind_of(config) == "photos" else 0.0, correlation_weight=config.correlation_weight, correlation_form=config.correlation_form,
+        ssl_weight_end=config.ssl_weight_end, head_weight=config.head_weight, cutmix_p=float(mixes(config)), correlation_weight=config.correlation_weight, correlation_form=config.correlation_form,
         correlate_from=config.correlate_from, self_train_from=config.self_train_from, pseudo_weight=config.pseudo_weight, pseudo_correlation=config.pseudo_correlation,
         alignment=config.alignment, threshold=config.confidence_threshold, lr=config.lr, encoder_lr=config.encoder_lr, weight_decay=config.weight_decay, ema_decay=config.ema_decay, seed=config.seed)
     return model.to(memory_format=torch.channels_last)
