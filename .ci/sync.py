@@ -60,12 +60,14 @@ def expected(train: str, results: Path) -> str:
     for path in sorted([*results.glob("*-end-to-end.json"), *results.glob("*-label-efficiency.json")]):
         for row in json.loads(path.read_text(encoding="utf-8")):
             if row.get("arm", "stages 1+2+3") == "stages 1+2+3":
-                runs.setdefault((row["name"].split("-")[0], row["labels_per_class"], row["epochs"], row["budget"], row["device"]), []).append(row)
+                data = row["name"].split("-")[0]
+                changed = [f"propagate={times}" for times in [row.get("propagate", 0)] if times] + ["cutmix=off"] * (data != "digits" and row.get("cutmix", "off") == "off")
+                runs.setdefault((data, row["labels_per_class"], row["epochs"], row["budget"], row["device"], ", ".join(changed)), []).append(row)
     def line(key, rows):
         mean = lambda name: sum(r[name] for r in rows) / len(rows)
         deviation = (sum((r["test_accuracy"] - mean("test_accuracy"))**2 for r in rows) / max(1, len(rows) - 1))**0.5
-        return f'    ("{key[0]}", {key[1]}, {mean("training_seconds"):.0f}, {mean("image_passes"):.0f}, {mean("test_accuracy"):.4f}, {deviation:.4f}, {len(rows)}, "{key[4]}"),\n'
-    table = "EXPECTED = (   # data, labels per class, seconds of training, image passes, mean and deviation of the test accuracy, runs, device; written by .ci/sync.py\n" + "".join(line(k, r) for k, r in sorted(runs.items())) + ")\n"
+        return f'    ("{key[0]}", {key[1]}, {mean("training_seconds"):.0f}, {mean("image_passes"):.0f}, {mean("test_accuracy"):.4f}, {deviation:.4f}, {len(rows)}, "{key[4]}", "{key[5]}"),\n'
+    table = "EXPECTED = (   # data, labels per class, seconds of training, image passes, mean and deviation of the test accuracy, runs, device, what was not at its default; written by .ci/sync.py\n" + "".join(line(k, r) for k, r in sorted(runs.items())) + ")\n"
     nb = json.loads(train)
     cell, = (c for c in nb["cells"] if "def expectation(" in "".join(c["source"]))
     cell["source"] = re.sub(r"EXPECTED = \(.*?\n(?=\n)", lambda _: table, "".join(cell["source"]), flags=re.S).splitlines(keepends=True)
