@@ -61,7 +61,7 @@ def expected(train: str, results: Path) -> str:
         for row in json.loads(path.read_text(encoding="utf-8")):
             if row.get("arm", "stages 1+2+3") == "stages 1+2+3":
                 data = row["name"].split("-")[0]
-                changed = [f"propagate={times}" for times in [row.get("propagate", 0)] if times] + ["cutmix=off"] * (data != "digits" and row.get("cutmix", "off") == "off")
+                changed = [f"propagate={times}" for times in [row.get("propagate", 0)] if times] + ["cutmix=off"] * (data != "digits" and row.get("cutmix", "off") == "off") + ["refit=False"] * (not row.get("propagate") and not row.get("refit"))
                 runs.setdefault((data, row["labels_per_class"], row["epochs"], row["budget"], row["device"], ", ".join(changed)), []).append(row)
     def line(key, rows):
         mean = lambda name: sum(r[name] for r in rows) / len(rows)

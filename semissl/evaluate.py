@@ -220,6 +220,7 @@ def fit_head(
     h: Tensor,             # (N, D) representations
     p: Tensor,             # (N, K) distributions over the classes, from `propagate`
     decay: float = 1e-3,   # lambda
+    near: tuple[Tensor, Tensor] | None = None,  # W_0 (K, D) and b_0 (K,), where the fit begins and what lambda pulls to; None for 0
 ) -> tuple[Tensor, Tensor]:  # W (K, D) and b (K,): logits = W h + b
     "The linear head that agrees best with uncertain labels, by L-BFGS; ValueError unless there is a distribution for each row."
     if len(h) != len(p) or not len(h): raise ValueError(f"expected a distribution for each of at least 1 row, got {len(p)} for {len(h)}")
@@ -227,11 +228,14 @@ def fit_head(
     sure = 1 + (p * p.clamp(min=1e-12).log()).sum(1) / np.log(p.shape[1])                 # (N,) 1 - H / log K
     sure = (sure.clamp(min=0) + 1e-6) / (sure.clamp(min=0) + 1e-6).sum()
     mean, std = h.mean(0), h.std(0, correction=0) + 1e-6
-    x, W, b = (h - mean) / std, h.new_zeros(p.shape[1], h.shape[1], requires_grad=True), h.new_zeros(p.shape[1], requires_grad=True)
+    x = (h - mean) / std
+    W0, b0 = (t.detach().cpu().double() for t in near) if near else (h.new_zeros(p.shape[1], h.shape[1]), h.new_zeros(p.shape[1]))
+    W0, b0 = W0 * std, b0 + W0 @ mean                                                     # as the standardised rows have them
+    W, b = W0.clone().requires_grad_(), b0.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([W, b], max_iter=100, line_search_fn="strong_wolfe")
     def loss():
         optimizer.zero_grad()
-        value = -(sure[:, None] * p * (x @ W.T + b).log_softmax(1)).sum() + decay * W.square().sum()
+        value = -(sure[:, None] * p * (x @ W.T + b).log_softmax(1)).sum() + decay * (W - W0).square().sum()
         value.backward()
         return value
     with torch.enable_grad(): optimizer.step(loss)

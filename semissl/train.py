@@ -9,10 +9,11 @@ __all__ = ['OBJECTIVES', 'FORMS', 'SWITCH', 'PRECISIONS', 'BIG', 'RANGES', 'UNIT
            'TrainConfig', 'check_type', 'parse_budget', 'expectation', 'config_from', 'Task', 'own_test_part',
            'load_task', 'hold_out', 'fit_test', 'objective', 'kind_of', 'mixes', 'policies', 'start_from', 'build',
            'precision', 'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker', 'Recorder', 'read_rows',
-           'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Compile',
-           'train', 'steps_of', 'Result', 'write_json', 'open_run_dir', 'keep_in_card', 'claim', 'extend', 'measure',
-           'train_again', 'baseline', 'folds', 'calibrate', 'picture_arrays', 'write_predictions', 'versions', 'commit',
-           'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run', 'write_result', 'truth', 'main']
+           'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Refit',
+           'Compile', 'train', 'steps_of', 'Result', 'write_json', 'open_run_dir', 'keep_in_card', 'claim', 'extend',
+           'measure', 'train_again', 'baseline', 'folds', 'calibrate', 'picture_arrays', 'write_predictions',
+           'versions', 'commit', 'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run', 'write_result',
+           'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -55,7 +56,7 @@ import semissl
 from .augment import Policy, augment, normalise, policy, two_views
 from .data import FewLabelLoader, ImageSet, LabelSplit, check_test, duplicate_report, hash_order, hide_labels, label_split, load_images, written_whole
 from .encoder import encoder, freeze
-from .evaluate import embedding_map, encode, evaluate, fit_head, neighbours, propagate, spread_out
+from .evaluate import READ, embedding_map, encode, evaluate, fit_head, neighbours, propagate, spread_out
 from .heads import LinearHead, Projector
 from .losses import barlow_twins, nt_xent, vicreg
 from .metrics import collapse_warning, fit_temperature
@@ -97,6 +98,7 @@ class TrainConfig:
     correlation_weight: float = 1.0     # beta: how strongly images of a class are pulled together in stage 2
     correlation_form: str = "feature"   # "sample": Pearson between images; "feature": Barlow Twins across images of a class
     propagate: int = 0                  # how often in stage 3, evenly spread from its start, the head learns what the labels become when they flow over the graph of nearest neighbours; 0 for never: it is for few labels and classes that the encoder tells apart
+    refit: bool = True                  # fit the head to the labelled images once more after the last step, near the trained one; not where `propagate` fits it
     pseudo_weight: float = 1.0          # how much the pseudo-labels of stage 3 count in the cross entropy
     pseudo_correlation: bool = True     # whether pseudo-labelled images join the class correlation
     alignment: str = "labels"           # pseudo-labels are spread over the classes as the labels are (evenly where every class has as many); "uniform" for evenly, "none" for as they come
@@ -669,6 +671,28 @@ class Propagate(Callback):
         with torch.no_grad():
             for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
 
+# %% ../nbs/08_train.ipynb #4b1d6c21
+class Refit(Callback):
+    "After the last step, the averaged head is fitted to the labelled images as the averaged encoder represents them, near what it was; the head that trains stays, for a run that is extended."
+    def __init__(self,
+        images: ImageSet,    # the training images with their few labels
+        pull: float = 10.0,  # lambda
+    ):
+        self.images, self.pull, self.done = images, pull, 0
+
+    def state_dict(self) -> dict: return {"done": self.done}
+    def load_state_dict(self, state: dict) -> None: self.done = state["done"]
+
+    def on_train_end(self, trainer, module):
+        rows, step, head = spread_out((self.images.labels >= 0).nonzero()[:, 0], READ), trainer.global_step, module.ema.model[1]
+        if not len(rows) or not module.head_weight or step < module.total_steps or self.done == step: return   # nothing taught it, or not finished, or fitted already
+        self.done = step
+        with torch.autocast(module.device.type, enabled=False):
+            h, _ = encode(module, self.images.images[rows], device=module.device)
+            p = torch.nn.functional.one_hot(self.images.labels[rows], head.out_features)
+            W, b = trainer.strategy.broadcast(fit_head(h, p, self.pull / len(rows), near=(head.weight, head.bias)))
+        with torch.no_grad(): head.weight.copy_(W), head.bias.copy_(b)
+
 # %% ../nbs/08_train.ipynb #01266b4d
 class Compile(Callback):
     "`compile_encoder` in the process that trains."
@@ -688,6 +712,7 @@ def train(
     keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
     callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config)]
     if config.propagate and model.objective is not None: callbacks.append(Propagate(task.train, config.propagate))
+    elif config.refit: callbacks.append(Refit(task.train))
     callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)
     if not torch.cuda.is_available(): keep_freed_memory()
