@@ -380,9 +380,11 @@ def cutmix(
     p: float = 1., # probability that an image is mixed
     part: tuple = (0, 1), # (rank, ranks), as in `augment`
 ) -> tuple: # the mixed views; (N,) int64 row of the image that the square is from; (N,) float, share of the own image
-    "A square of the neighbour in every image (CutMix, Yun et al. 2019). Raises `ValueError` on a probability outside [0, 1]."
+    "A square of the neighbour in every image (CutMix, Yun et al. 2019). Raises `ValueError` on no views, views of several shapes, a probability outside [0, 1] and `part` outside its range."
     _expect(0 <= p <= 1, "p in [0, 1]", p)
+    _expect(views and views[0].ndim == 4 and len({v.shape for v in views}) == 1, "views of one shape (N, 3, H, W)", [tuple(v.shape) for v in views])
     (n, _, height, width), device, (rank, ranks) = views[0].shape, views[0].device, part
+    _expect(0 <= rank < ranks, "part as (rank, ranks) with 0 <= rank < ranks", part)
     u = torch.rand(n * ranks, 4, generator=generator, device=device)[rank * n:(rank + 1) * n]
     row = torch.arange(n, device=device)
     other = torch.where((row ^ 1) < n, row ^ 1, row)                               # the last of an odd batch stays as it is

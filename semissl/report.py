@@ -758,14 +758,16 @@ def read_rows(
 def merge_rows(
     rows: list[dict],  # flat rows with arm, labels_per_class and seed
     path: str | Path,  # a file of such rows, or nothing yet
+    alike: Sequence[str] = ("epochs", "budget"),  # columns with one value in all rows of an arm and count; a row may lack them
 ) -> list[dict]:       # all rows, written to the file too
-    "Put rows among those of a file: each takes the place of the one with its arm, labels per class and seed; ValueError for rows of one arm and count with another length of training."
+    "Put rows among those of a file: each takes the place of the one with its arm, labels per class and seed; ValueError where columns that should be alike are not."
     by, kept = lambda row: tuple(row.get(k) for k in ("arm", "labels_per_class", "seed")), read_rows(path) if Path(path).exists() else []
     merged = list(({by(row): row for row in kept} | {by(row): row for row in rows}).values())
-    lengths = {}
-    for row in merged: lengths.setdefault(by(row)[:2], set()).add((row.get("epochs"), row.get("budget")))
-    for (arm, count), found in lengths.items():
-        if len(found) > 1: raise ValueError(f"expected one length of training for {arm!r} at {count} labels per class in {path}, got {' and '.join(budget or f'{epochs} epochs' for epochs, budget in sorted(found, key=str))}")
+    first = {}
+    for row in merged:
+        one = first.setdefault(by(row)[:2], dict(row))
+        for k in alike:
+            if k in row and one.setdefault(k, row[k]) != row[k]: raise ValueError(f"expected one {k} for {row['arm']!r} at {row['labels_per_class']} labels per class in {path}, got {one[k]!r} and {row[k]!r}")
     rows_to_json(merged, path)
     return merged
 
