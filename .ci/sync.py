@@ -10,7 +10,7 @@ The accuracies are means over the rows in nbs/experiments/results. README.md is 
 
 After a change of owner: edit pyproject.toml, run this, then `nbdev-export`.
 """
-import json, posixpath, re, sys, tomllib
+import ast, json, posixpath, re, sys, tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,24 +44,32 @@ def readme(index: str) -> str:
     text = re.sub(r"\]\((?![a-z]+:|#|/)([^)\s]+)", lambda m: f"]({posixpath.normpath('nbs/' + m[1])}", text)
     return "<!-- made from nbs/index.ipynb by .ci/sync.py: edit that notebook -->\n\n" + text.strip() + "\n"
 
+def fields_of(module: str) -> list[tuple[str, str, str]]:
+    "Name, default and reason of the fields of TrainConfig, in the text of semissl/train.py."
+    body = re.search(r"^class TrainConfig:\n(.*?)^    def ", module, re.M | re.S)[1]
+    return re.findall(r"^    (\w+): \w+ = (.+?) +# (.+)$", body, re.M)
+
 def parameters(train: str, module: str) -> str:
     "The notebook train.ipynb with the fields of TrainConfig, which stand in semissl/train.py, as its parameters."
-    body = re.search(r"^class TrainConfig:\n(.*?)^    def ", module, re.M | re.S)[1]
-    fields = re.findall(r"^    (\w+): \w+ = (.+?) +# (.+)$", body, re.M)
+    fields = fields_of(module)
     width = max(len(f"{name} = {value}") for name, value, _ in fields)
     nb = json.loads(train)
     cell, = (c for c in nb["cells"] if "parameters" in c["metadata"].get("tags", []))
     cell["source"] = "\n".join(f"{f'{name} = {value}':{width}}  # {reason}" for name, value, reason in fields).splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
-def expected(train: str, results: Path) -> str:
+TOLD = "data test_data labels_per_class epochs budget seed baselines run_dir wandb_project".split()   # in the table anyway, or no choice of the method
+BEFORE = {"cutmix": "off", "refit": False}                                                            # what rows did that are older than these fields
+
+def expected(train: str, module: str, results: Path) -> str:
     "The notebook 08_train.ipynb with the mean of the committed runs of the method, by data, labels and budget, in its table EXPECTED."
-    runs = {}
+    runs, defaults = {}, {name: ast.literal_eval(value) for name, value, _ in fields_of(module)}
     for path in sorted([*results.glob("*-end-to-end.json"), *results.glob("*-label-efficiency.json")]):
         for row in json.loads(path.read_text(encoding="utf-8")):
             if row.get("arm", "stages 1+2+3") == "stages 1+2+3":
                 data = row["name"].split("-")[0]
-                changed = [f"propagate={times}" for times in [row.get("propagate", 0)] if times] + ["cutmix=off"] * (data != "digits" and row.get("cutmix", "off") == "off") + ["refit=False"] * (not row.get("propagate") and not row.get("refit"))
+                beside = [*TOLD, *["cutmix"] * (data == "digits"), *["refit"] * bool(row.get("propagate"))]     # these change nothing there
+                changed = [f"{name}={value}" for name, default in defaults.items() if name not in beside and (value := row.get(name, BEFORE.get(name, default))) != default]
                 runs.setdefault((data, row["labels_per_class"], row["epochs"], row["budget"], row["device"], ", ".join(changed)), []).append(row)
     def line(key, rows):
         mean = lambda name: sum(r[name] for r in rows) / len(rows)
@@ -79,9 +87,9 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
     for path in sorted((root/"nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts: files[path] = link(path.read_text(encoding="utf-8"), f)
     train = root/"nbs/experiments/train.ipynb"
-    files[train] = parameters(files[train], (root/"semissl/train.py").read_text(encoding="utf-8"))
-    module = root/"nbs/08_train.ipynb"
-    files[module] = expected(files[module], root/"nbs/experiments/results")
+    module, exported = root/"nbs/08_train.ipynb", (root/"semissl/train.py").read_text(encoding="utf-8")
+    files[train] = parameters(files[train], exported)
+    files[module] = expected(files[module], exported, root/"nbs/experiments/results")
     files[root/"CITATION.cff"] = cite((root/"CITATION.cff").read_text(encoding="utf-8"), f)
     files[root/"README.md"] = readme(files[root/"nbs/index.ipynb"])
     return files
