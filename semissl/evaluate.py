@@ -222,7 +222,7 @@ def fit_head(
     decay: float = 1e-3,   # lambda
     near: tuple[Tensor, Tensor] | None = None,  # W_0 (K, D) and b_0 (K,), where the fit begins and what lambda pulls to; None for 0
 ) -> tuple[Tensor, Tensor]:  # W (K, D) and b (K,): logits = W h + b
-    "The linear head that agrees best with uncertain labels, by L-BFGS; ValueError unless there is a distribution for each row."
+    "The linear head that agrees best with uncertain labels and is near another one, by L-BFGS; ValueError unless there is a distribution for each row."
     if len(h) != len(p) or not len(h): raise ValueError(f"expected a distribution for each of at least 1 row, got {len(p)} for {len(h)}")
     h, p = h.clone().double(), p.clone().double()                                         # clones: inference tensors know no gradient
     sure = 1 + (p * p.clamp(min=1e-12).log()).sum(1) / np.log(p.shape[1])                 # (N,) 1 - H / log K

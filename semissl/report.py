@@ -758,16 +758,16 @@ def read_rows(
 def merge_rows(
     rows: list[dict],  # flat rows with arm, labels_per_class and seed
     path: str | Path,  # a file of such rows, or nothing yet
-    alike: Sequence[str] = ("epochs", "budget"),  # columns with one value in all rows of an arm and count; a row may lack them
+    alike: Sequence[str] = ("epochs", "budget"),  # columns with one value in all rows of an arm and count
 ) -> list[dict]:       # all rows, written to the file too
     "Put rows among those of a file: each takes the place of the one with its arm, labels per class and seed; ValueError where columns that should be alike are not."
     by, kept = lambda row: tuple(row.get(k) for k in ("arm", "labels_per_class", "seed")), read_rows(path) if Path(path).exists() else []
     merged = list(({by(row): row for row in kept} | {by(row): row for row in rows}).values())
     first = {}
     for row in merged:
-        one = first.setdefault(by(row)[:2], dict(row))
+        one = first.setdefault(by(row)[:2], row)
         for k in alike:
-            if k in row and one.setdefault(k, row[k]) != row[k]: raise ValueError(f"expected one {k} for {row['arm']!r} at {row['labels_per_class']} labels per class in {path}, got {one[k]!r} and {row[k]!r}")
+            if row.get(k) != one.get(k): raise ValueError(f"expected one {k} for {row['arm']!r} at {row['labels_per_class']} labels per class in {path}, got {one.get(k)!r} and {row.get(k)!r}")
     rows_to_json(merged, path)
     return merged
 
