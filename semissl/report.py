@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
+from urllib.request import urlopen
 
 import matplotlib.pyplot                              # never drawn with, but W&B looks for it before it takes a figure
 import numpy as np
@@ -744,9 +745,12 @@ def rows_to_json(
 
 def read_rows(
     path: str | Path,  # a JSON list of flat rows
+    home: str = "",    # URL of a folder with a file of that name, read where there is no file at `path`
 ) -> list[dict]:       # the rows
     "Read what `rows_to_json` wrote; ValueError when it is something else."
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    if home and not Path(path).exists():
+        with urlopen(f"{home}/{Path(path).name}") as answer: rows = json.load(answer)
+    else: rows = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"expected a list of rows in {path}, got {type(rows).__name__}")
     for row in rows:
@@ -754,7 +758,7 @@ def read_rows(
             _plain(value, key)
     return rows
 
-
+# %% ../nbs/12_report.ipynb #e1c00002
 def merge_rows(
     rows: list[dict],  # flat rows with arm, labels_per_class and seed
     path: str | Path,  # a file of such rows, or nothing yet
@@ -771,7 +775,7 @@ def merge_rows(
     rows_to_json(merged, path)
     return merged
 
-
+# %% ../nbs/12_report.ipynb #e1c00005
 def results_table(
     sources: str | Path | Sequence[str | Path],  # result.json, run directory, folder of runs, file of rows, or a list of these
 ) -> pd.DataFrame:                               # one row per run
@@ -804,7 +808,7 @@ def _one_source(table):
         raise ValueError(f"expected runs on one data source, got {', '.join(map(str, sources)) or 'no run'}")
     return sources[0]
 
-
+# %% ../nbs/12_report.ipynb #e1c00009
 def _lines(table, by, metric, method):
     "Name -> (rows, column) of each line: one per value of `by`, or the method and its baselines."
     if by:

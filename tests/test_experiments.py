@@ -1,0 +1,41 @@
+"The notebooks of curves as papermill runs them: from committed rows, and a hundredth of a long command."
+import json, subprocess, sys
+from pathlib import Path
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT/"nbs"/"experiments"
+
+def outputs(name: str, out: Path, **parameters) -> list:
+    "What the cells of an executed notebook show."
+    words = [w for k, v in parameters.items() for w in ("-p", k, str(v))]
+    done = subprocess.run([sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(EXPERIMENTS/name), str(out), *words], cwd=ROOT,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [o for c in nbformat.read(out, 4).cells if c.cell_type == "code" for o in c.outputs]
+
+def words_of(shown: list) -> str: return "\n".join(o.get("text", "") + o.get("data", {}).get("text/markdown", "") for o in shown)
+def pictures_of(shown: list) -> int: return sum("image/png" in o.get("data", {}) for o in shown)
+
+COMMITTED = sorted(p.stem for p in (EXPERIMENTS/"results").glob("*.json") if p.stem.endswith(("-label-efficiency", "-ablation")))
+
+@pytest.mark.parametrize("stem", COMMITTED)
+def test_committed_rows_are_drawn(stem, tmp_path):
+    "Every file of rows that is there: a table with its mean accuracy, and two figures."
+    before = (EXPERIMENTS/"results"/f"{stem}.json").read_bytes()
+    kind = next(k for k in ("label-efficiency", "ablation") if stem.endswith(k))
+    shown = outputs(kind.replace("-", "_") + ".ipynb", tmp_path/"out.ipynb", name=stem.removesuffix(f"-{kind}"))
+    rows = json.loads(before)
+    mine = [r["test_accuracy"] for r in rows if (r["arm"], r["labels_per_class"]) == (rows[0]["arm"], rows[0]["labels_per_class"])]
+    assert f"{100 * sum(mine) / len(mine):.1f}" in words_of(shown) and pictures_of(shown) == 2
+    assert (EXPERIMENTS/"results"/f"{stem}.json").read_bytes() == before
+
+@pytest.mark.parametrize("name,given,told", [
+    ("label_efficiency.ipynb", dict(counts=1, up_to=3, peers="freematch,label_spreading"), ["FreeMatch (re-implementation)", "label spreading", "labels only"]),
+    ("ablation.ipynb", dict(only="no class correlation"), ["no class correlation"])])
+def test_a_hundredth_of_a_long_command(name, given, told, tmp_path):
+    "It runs through, is drawn, and leaves no rows."
+    shown = outputs(name, tmp_path/"out.ipynb", seeds=0, share=0.01, settings="budget=1e5 images", run_root=tmp_path/"runs", results=tmp_path/"results", **given)
+    assert all(word in words_of(shown) for word in told) and pictures_of(shown) == 2
+    assert not (tmp_path/"results").exists() and len(list((tmp_path/"runs").rglob("result.json"))) in (1, 2)
