@@ -60,7 +60,7 @@ from .evaluate import READ, embedding_map, encode, evaluate, fit_head, neighbour
 from .heads import LinearHead, Projector
 from .losses import barlow_twins, nt_xent, vicreg
 from .metrics import collapse_warning, fit_temperature
-from .module import SemiSSL, globalise
+from .module import SemiSSL, Stages, globalise
 
 # %% ../nbs/08_train.ipynb #1823e241
 OBJECTIVES = ("barlow_twins", "vicreg", "nt_xent")
@@ -312,9 +312,8 @@ def build(
         views=lambda images, generator, part: two_views(images, (by_strength["view1"], by_strength["view2"]), generator, part),
         prepare=partial(normalise, policy=by_strength["none"]), objective=objective(config) if self_supervised else None,
         weak=lambda images, generator, part: augment(images, by_strength["weak"], generator, part), total_steps=total_steps,
-        ssl_weight_end=config.ssl_weight_end, head_weight=config.head_weight, cutmix_p=float(mixes(config)), correlation_weight=config.correlation_weight, correlation_form=config.correlation_form,
-        correlate_from=config.correlate_from, self_train_from=config.self_train_from, pseudo_weight=config.pseudo_weight, pseudo_correlation=config.pseudo_correlation,
-        alignment=config.alignment, threshold=config.confidence_threshold, lr=config.lr, encoder_lr=config.encoder_lr, weight_decay=config.weight_decay, ema_decay=config.ema_decay, seed=config.seed)
+        stages=Stages(config.correlate_from, config.self_train_from, config.ssl_weight_end), head_weight=config.head_weight, cutmix_p=float(mixes(config)), correlation_weight=config.correlation_weight, correlation_form=config.correlation_form,
+        pseudo_weight=config.pseudo_weight, pseudo_correlation=config.pseudo_correlation, alignment=config.alignment, threshold=config.confidence_threshold, lr=config.lr, encoder_lr=config.encoder_lr, weight_decay=config.weight_decay, ema_decay=config.ema_decay, seed=config.seed)
     return model.to(memory_format=torch.channels_last)
 
 # %% ../nbs/08_train.ipynb #e3c7b379
@@ -482,7 +481,7 @@ class Recorder(Callback):
         if not isfinite(values["loss"]):
             raise FloatingPointError(f"expected a finite loss, got {values['loss']} before step {step} of {module.total_steps}: lower lr ({module.lr}) or use precision 32-true")
         row = dict(step=step, epoch=trainer.current_epoch, seconds=round(self.elapsed, 3),
-                   lr=trainer.optimizers[0].param_groups[0]["lr"], **values, stage=module.stage(step))
+                   lr=trainer.optimizers[0].param_groups[0]["lr"], **values, stage=module.stages.at(step, module.total_steps))
         self.rows.append(row)
         if self.path and trainer.is_global_zero: self.append(row)
         if self.tracker: self.tracker.metrics(row)
@@ -661,8 +660,8 @@ class Propagate(Callback):
     def load_state_dict(self, state: dict) -> None: self.done = state["done"]
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        due = 1 + int(self.times * module.into_stage_3(batch.step))
-        if module.stage(batch.step) < 3 or self.done >= due: return
+        due = 1 + int(self.times * module.stages.into_stage_3(batch.step, module.total_steps))
+        if module.stages.at(batch.step, module.total_steps) < 3 or self.done >= due: return
         self.done, labels, balance = due, self.images.labels, module.pseudo_labels
         if not (labels >= 0).any(): return
         rows = torch.cat([(labels >= 0).nonzero()[:, 0], spread_out((labels < 0).nonzero()[:, 0], self.most)])
