@@ -1,16 +1,17 @@
 """Write every fact that has its home elsewhere: links, the version, the parameters of train.ipynb, the accuracies that
-08_train.ipynb tells to expect, and README.md.
+08_train.ipynb tells to expect, README.md and its figure.
 
 Links come from [project.urls] in pyproject.toml and the version from semissl/__init__.py; they are written into
 CITATION.cff and the notebooks. The parameters, with their reasons, are the fields of TrainConfig in semissl/train.py.
-The accuracies are means over the rows in nbs/experiments/results. README.md is nbs/index.ipynb through nbconvert.
+The accuracies are means over the rows in nbs/experiments/results. README.md is nbs/index.ipynb through nbconvert;
+its figure is the first one in the outputs of label_efficiency.ipynb.
 
     python .ci/sync.py            write
     python .ci/sync.py --check    write nothing; name the files that differ and exit with 1
 
 After a change of owner: edit pyproject.toml, run this, then `nbdev-export`.
 """
-import ast, json, posixpath, re, sys, tomllib
+import ast, base64, json, posixpath, re, sys, tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,9 +65,9 @@ BEFORE = {"cutmix": "off", "refit": False}                                      
 def expected(train: str, module: str, results: Path) -> str:
     "The notebook 08_train.ipynb with the mean of the committed runs of the method, by data, labels and budget, in its table EXPECTED."
     runs, defaults = {}, {name: ast.literal_eval(value) for name, value, _ in fields_of(module)}
-    for path in sorted([*results.glob("*-end-to-end.json"), *results.glob("*-label-efficiency.json")]):
+    for path in sorted(results.glob("*-label-efficiency.json")):
         for row in json.loads(path.read_text(encoding="utf-8")):
-            if row.get("arm", "stages 1+2+3") == "stages 1+2+3":
+            if row["arm"] == "stages 1+2+3":
                 data = row["name"].split("-")[0]
                 beside = [*TOLD, *["cutmix"] * (data == "digits")]                                            # digits are not mixed
                 changed = [f"{name}={value}" for name, default in defaults.items() if name not in beside and (value := row.get(name, BEFORE.get(name, default))) != default]
@@ -81,8 +82,13 @@ def expected(train: str, module: str, results: Path) -> str:
     cell["source"] = re.sub(r"EXPECTED = \(.*?\n(?=\n)", lambda _: table, "".join(cell["source"]), flags=re.S).splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
-def wanted(root: Path = ROOT) -> dict[Path, str]:
-    "Each file this script answers for, with the text it should have."
+def picture(notebook: str) -> bytes:
+    "The first picture among the outputs of a notebook, a PNG."
+    outputs = [o for c in json.loads(notebook)["cells"] for o in c.get("outputs", [])]
+    return base64.b64decode(next(o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})))
+
+def wanted(root: Path = ROOT) -> dict[Path, bytes]:
+    "Each file this script answers for, with the content it should have."
     f, files = facts(root), {}
     for path in sorted((root/"nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts: files[path] = link(path.read_text(encoding="utf-8"), f)
@@ -92,14 +98,16 @@ def wanted(root: Path = ROOT) -> dict[Path, str]:
     files[module] = expected(files[module], exported, root/"nbs/experiments/results")
     files[root/"CITATION.cff"] = cite((root/"CITATION.cff").read_text(encoding="utf-8"), f)
     files[root/"README.md"] = readme(files[root/"nbs/index.ipynb"])
-    return files
+    files = {path: text.encode() for path, text in files.items()}
+    curves = root/"nbs/experiments/label_efficiency.ipynb"
+    return files | {curves.with_suffix(".png"): picture(files[curves])}
 
 def main() -> int:
-    stale = {p: t for p, t in wanted().items() if not p.exists() or p.read_text(encoding="utf-8") != t}
+    stale = {p: content for p, content in wanted().items() if not p.exists() or p.read_bytes() != content}
     check = sys.argv[1:] == ["--check"]
-    for path, text in stale.items():
+    for path, content in stale.items():
         print("differs:" if check else "wrote:", path.relative_to(ROOT))
-        if not check: path.write_text(text, encoding="utf-8")
+        if not check: path.write_bytes(content)
     return int(check and bool(stale))
 
 if __name__ == "__main__": sys.exit(main())

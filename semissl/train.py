@@ -164,9 +164,11 @@ def parse_budget(
 EXPECTED = (   # data, labels per class, seconds of training, image passes, mean and deviation of the test accuracy, runs, device, what was not at its default; written by .ci/sync.py
     ("cifar10", 25, 335, 131040, 0.4845, 0.0062, 2, "x86_64 CPU, 2 threads", "cutmix=off, refit=False, alignment=uniform"),
     ("cifar10", 25, 1204, 299904, 0.4549, 0.0160, 3, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
+    ("digits", 1, 209, 119952, 0.9800, 0.0122, 3, "x86_64 CPU, 1 threads", "propagate=4"),
     ("digits", 1, 110, 129293, 0.9788, 0.0114, 5, "x86_64 CPU, 2 threads", "propagate=4, refit=False"),
-    ("digits", 4, 37, 100800, 0.9676, 0.0095, 5, "x86_64 CPU, 2 threads", "refit=False, alignment=uniform"),
+    ("digits", 4, 205, 119952, 0.9913, 0.0031, 3, "x86_64 CPU, 1 threads", "propagate=4"),
     ("digits", 4, 110, 115450, 0.9840, 0.0097, 5, "x86_64 CPU, 2 threads", "propagate=4, refit=False"),
+    ("digits", 10, 228, 119952, 0.9913, 0.0012, 3, "x86_64 CPU, 1 threads", "propagate=4"),
     ("digits", 10, 110, 130838, 0.9912, 0.0033, 5, "x86_64 CPU, 2 threads", "propagate=4, refit=False"),
 )
 
