@@ -7,10 +7,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT/"nbs"/"experiments"
 
-def outputs(name: str, out: Path, **parameters) -> list:
+def outputs(notebook: str, out: Path, **parameters) -> list:
     "What the cells of an executed notebook show."
     words = [w for k, v in parameters.items() for w in ("-p", k, str(v))]
-    done = subprocess.run([sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(EXPERIMENTS/name), str(out), *words], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(EXPERIMENTS/notebook), str(out), *words], cwd=ROOT,
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return [o for c in nbformat.read(out, 4).cells if c.cell_type == "code" for o in c.outputs]
