@@ -642,10 +642,12 @@ class Budget(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         done = batch.step + 1
-        if self.seconds and done % self.every == 0:
+        if self.seconds and (done <= self.every or done % self.every == 0):
             self.marks = [*self.marks[-10:], (done, self.recorder.elapsed)]
             (then, began), (now, ended) = self.marks[0], self.marks[-1]
-            if now > then: module.total_steps = trainer.strategy.broadcast(done + max(0, int((self.seconds - ended) * (now - then) / (ended - began))))
+            if now - then >= self.every - 1: planned = done + max(0, int((self.seconds - ended) * (now - then) / (ended - began)))
+            else: planned = done if ended >= self.seconds else module.total_steps   # too little seen; but the time may be up
+            module.total_steps = trainer.strategy.broadcast(planned)
         if done >= module.total_steps: trainer.should_stop = True
 
 # %% ../nbs/08_train.ipynb #946e34ca
