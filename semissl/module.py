@@ -70,10 +70,14 @@ def parameter_groups(
 # %% ../nbs/06_module.ipynb #60a00005
 @dataclass(frozen=True)
 class Stages:
-    "When the stages begin, and what that does to the weight of L_ssl."
+    "When the stages begin, and what that does to the weight of L_ssl; ValueError for a start outside [0, 1]."
     correlate_from: float = 0.5   # share of training after which stage 2 starts; 1 = never
     self_train_from: float = 1.0  # share of training after which stage 3 starts; 1 = never
     ssl_weight_end: float = 1.0   # weight of L_ssl at the last step
+
+    def __post_init__(self):
+        for name in ("correlate_from", "self_train_from"):
+            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
 
     def at(self, step: int, total: int) -> int:
         "The stage of a step of `total`."
@@ -191,7 +195,7 @@ class SemiSSL(L.LightningModule):
             raise ValueError(f"expected a projector and an objective, or neither, got {projector} and {objective}")
         self.encoder, self.projector, self.head = encoder, projector, head
         self.views, self.prepare, self.objective = views, prepare, objective
-        self.total_steps, self.stages = total_steps, stages if objective else replace(stages, self_train_from=1.0)   # stage 3 needs unlabelled images
+        self.total_steps, self.stages = total_steps, stages if objective is not None else replace(stages, self_train_from=1.0)   # stage 3 needs unlabelled images
         self.head_weight, self.cutmix_p, self.correlation_weight, self.correlation_form = head_weight, cutmix_p, correlation_weight, correlation_form
         self.weak, self.pseudo_weight, self.pseudo_correlation = weak or (lambda images, generator, part: prepare(images)), pseudo_weight, pseudo_correlation
         self.lr, self.encoder_lr, self.weight_decay, self.seed = lr, encoder_lr, weight_decay, seed

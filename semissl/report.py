@@ -749,7 +749,7 @@ def read_rows(
 ) -> list[dict]:       # the rows
     "Read what `rows_to_json` wrote; ValueError when it is something else."
     if home and not Path(path).exists():
-        with urlopen(f"{home}/{Path(path).name}") as answer: rows = json.load(answer)
+        with urlopen(f"{home}/{Path(path).name}", timeout=30) as answer: rows = json.load(answer)
     else: rows = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"expected a list of rows in {path}, got {type(rows).__name__}")
