@@ -296,16 +296,18 @@ def test_links_version_and_readme_are_in_step():
 
 def test_results_in_the_readme_are_made_from_the_rows():
     import pandas as pd
-    from semissl.report import results_table, summary_table
+    from semissl.report import gain_words, paired_gain, results_table, summary_table
     text, results = (ROOT/"README.md").read_text(encoding="utf-8"), NBS/"experiments/results"
     shown = [o["data"]["text/markdown"] for c in read(NBS/"index.ipynb").cells if "hide-input" in c.metadata.get("tags", []) for o in c.outputs]
     runs = results_table(sorted(map(str, results.glob("*-label-efficiency.json"))))
     assert shown[0] == summary_table(runs.dropna(subset="labels_only_test_accuracy"), by=("name", "labels_per_class"))
-    assert len(shown) == 3 and all(table in text for table in shown)
+    assert len(shown) == 4 and all(table in text for table in shown)
+    gains = paired_gain(runs[runs["name"] == "cifar10-cpu"], "stages 1+2+3", "stage 1", 25)
+    assert f"- cifar10-cpu, 25 labels a class: {gain_words(gains)}" in shown[1]
     choices = pd.DataFrame(json.loads((results/"cifar10-cpu-label-choice.json").read_text()))
-    assert shown[1] == summary_table(choices, by=("name", "labels", "choice"), columns=("test_accuracy", "linear_probe_accuracy"), method="test accuracy")
+    assert shown[2] == summary_table(choices, by=("name", "labels", "choice"), columns=("test_accuracy", "linear_probe_accuracy"), method="test accuracy")
     for row in json.loads((results/"speed-cpu.json").read_text()):
-        if row["measure"] == "later_epoch": assert f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})" in shown[2]
+        if row["measure"] == "later_epoch": assert f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})" in shown[3]
 
 def test_a_change_of_owner_is_one_edit_and_a_command():
     f = {**sync.facts(), "slug": "someone/semissl", "repository": "https://github.com/someone/semissl", "site": "https://someone.github.io/semissl/", "version": "9.8.7"}
