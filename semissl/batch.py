@@ -650,14 +650,19 @@ def unpack(
     content: bytes,  # of `packed`
     run_dir: Path,   # made when it is not there
 ) -> None:
-    "The files of a run, each in place whole."
+    "The files of a run, each in place whole; ValueError, and nothing is changed, for an archive with anything but files below `run_dir`."
     run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".") as beside, tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        tar.extractall(beside, filter="data")
-        for path in [p for p in Path(beside).rglob("*") if p.is_file()]:
-            place = run_dir / path.relative_to(beside)
+        parts = []
+        for i, member in enumerate(tar):                              # by hand: Python 3.11 before 3.11.4 has no filter for extractall
+            place, part = run_dir / member.name, Path(beside, str(i))
+            if not member.isfile() or not place.resolve().is_relative_to(run_dir.resolve()): raise ValueError(f"expected the files of a run, got {member.name!r}")
+            part.write_bytes(tar.extractfile(member).read())
+            os.utime(part, (member.mtime, member.mtime))
+            parts.append((part, place))
+        for part, place in parts:
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
+            os.replace(part, place)
 
 def remote() -> None:
     "On the runtime: work through the runs of the job on standard input, and keep packed copies of what is new."
