@@ -304,6 +304,9 @@ def test_results_in_the_readme_are_made_from_the_rows():
     assert len(shown) == 4 and all(table in text for table in shown)
     gains = paired_gain(runs[runs["name"] == "cifar10-cpu"], "stages 1+2+3", "stage 1", 25)
     assert f"- cifar10-cpu, 25 labels a class: {gain_words(gains)}" in shown[1]
+    ablation = pd.DataFrame(json.loads((results/"cifar10-cpu-ablation.json").read_text()))
+    defaults = gain_words(paired_gain(ablation, "base", "stage 1 only", 525))     # in the prose before those lines
+    assert f"nothing over stage 1 on `cifar10-cpu` ({defaults.split(':')[0]})" in text and "within the spread" in defaults
     choices = pd.DataFrame(json.loads((results/"cifar10-cpu-label-choice.json").read_text()))
     assert shown[2] == summary_table(choices, by=("name", "labels", "choice"), columns=("test_accuracy", "linear_probe_accuracy"), method="test accuracy")
     for row in json.loads((results/"speed-cpu.json").read_text()):
