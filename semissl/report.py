@@ -865,9 +865,9 @@ def _cell(values, column):
 
 
 def _provenance(table):
-    "One line: device, commit and torch's version of the rows, where they are known."
+    "One line: device, precision, commit and torch's version of the rows, where they are known."
     said = [f"{name} {', '.join(sorted(map(str, table[column].dropna().unique())))}" for name, column in
-            (("device", "device"), ("commit", "commit"), ("torch", "version_torch")) if column in table and table[column].notna().any()]
+            (("device", "device"), ("precision", "used_precision"), ("commit", "commit"), ("torch", "version_torch")) if column in table and table[column].notna().any()]
     return "Mean ± standard deviation over n seeds; accuracies in percent; " + "; ".join(said) + "."
 
 
