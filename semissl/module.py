@@ -214,7 +214,7 @@ class SemiSSL(L.LightningModule):
         stages: Stages = Stages(),              # when each begins
         head_weight: float = 1.0,               # alpha
         cutmix_p: float = 0.0,                  # probability that a labelled image gets a square of another one
-        correlation_weight: float = 1.0,        # beta
+        correlation_weight: float = 0.3,        # beta
         correlation_form: str = "sample",       # form of L_corr: "sample" or "feature"
         pseudo_weight: float = 1.0,             # weight of CE over the pseudo-labels
         pseudo_correlation: bool = True,        # whether pseudo-labelled images join L_corr
