@@ -212,7 +212,7 @@ def fill_before(what, folder, t):
     setattr(*what(t), full)
 
 def result(t): return t, "write_result"
-def last_rows(t): return t.Recorder, "append"
+def last_rows(t): return t.MetricsFile, "append"
 
 @pytest.mark.parametrize("what", [result, last_rows], ids=lambda f: f.__name__)
 def test_disk_full_at(reference, tmp_path, what):
