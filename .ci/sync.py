@@ -60,7 +60,7 @@ def parameters(train: str, module: str) -> str:
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 TOLD = "data test_data labels_per_class epochs budget seed baselines run_dir wandb_project".split()   # in the table anyway, or no choice of the method
-BEFORE = {"cutmix": "off", "refit": False, "propagate": 0}                                                            # what rows did that are older than these fields
+BEFORE = {"cutmix": "off", "refit": False, "propagate": 0}                                            # what rows did that are older than these fields
 
 def expected(train: str, module: str, results: Path) -> str:
     "The notebook 08_train.ipynb with the mean of the committed runs of the method, by data, labels and budget, in its table EXPECTED."

@@ -95,7 +95,7 @@ class TrainConfig:
     ssl_weight_end: float = 1.0         # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
     head_weight: float = 1.0            # alpha: how much the labels guide the encoder
     cutmix: str = "auto"                # whether each labelled image gets a square of another one, and a part of its label: "on", "off"; "auto" is "on" for photos
-    correlation_weight: float = 0.3     # beta: how strongly images of a class are pulled together from stage 2 on; the more labels, the less helps
+    correlation_weight: float = 0.3     # beta: how strongly images of a class are pulled together from stage 2 on; the more labels, the less of it is best
     correlation_form: str = "feature"   # "sample": Pearson between images; "feature": Barlow Twins across images of a class
     propagate: int = 4                  # how often in stage 3, evenly spread from its start, the head learns what the labels become when they flow over the graph of nearest neighbours; 0 for never
     refit: bool = True                  # fit the head to the labelled images once more after the last step, near the trained one
@@ -676,19 +676,21 @@ class Propagate(Callback):
     def __init__(self,
         images: ImageSet,     # the training images with their few labels
         times: int = 1,       # in all
-        most: int = 20_000,   # unlabelled images in the graph
+        most: int = 20_000,   # unlabelled images in the graph, at most an eighth of those that training sees (but 2,000): it stays a small part of a run
     ):
         self.images, self.times, self.most, self.done = images, times, most, 0
 
     def state_dict(self) -> dict: return {"done": self.done}
     def load_state_dict(self, state: dict) -> None: self.done = state["done"]
 
+    def size(self, seen: int) -> int: return min(self.most, max(2_000, seen // 8))   # of the graph
+
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         due = 1 + int(self.times * module.stages.into_stage_3(batch.step, module.total_steps))
         if module.stages.at(batch.step, module.total_steps) < 3 or self.done >= due: return
         self.done, labels, balance = due, self.images.labels, module.pseudo_labels
         if not (labels >= 0).any(): return
-        rows = torch.cat([(labels >= 0).nonzero()[:, 0], spread_out((labels < 0).nonzero()[:, 0], self.most)])
+        rows = torch.cat([(labels >= 0).nonzero()[:, 0], spread_out((labels < 0).nonzero()[:, 0], self.size(module.total_steps * len(batch.unlabelled) * trainer.world_size))])
         with torch.autocast(module.device.type, enabled=False):
             h, _ = encode(module, self.images.images[rows], device=module.device)
             p = propagate(h, labels[rows], module.head.out_features, prior=None if balance.alignment == "none" else balance.prior.cpu())
