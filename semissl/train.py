@@ -95,7 +95,7 @@ class TrainConfig:
     ssl_weight_end: float = 1.0         # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
     head_weight: float = 1.0            # alpha: how much the labels guide the encoder
     cutmix: str = "auto"                # whether each labelled image gets a square of another one, and a part of its label: "on", "off"; "auto" is "on" for photos
-    correlation_weight: float = 0.3     # beta: how strongly images of a class are pulled together from stage 2 on; the more labels, the less of it is best
+    correlation_weight: float = 0.3     # beta: how strongly images of a class are pulled together from stage 2 on
     correlation_form: str = "feature"   # "sample": Pearson between images; "feature": Barlow Twins across images of a class
     propagate: int = 4                  # how often in stage 3, evenly spread from its start, the head learns what the labels become when they flow over the graph of nearest neighbours; 0 for never
     refit: bool = True                  # fit the head to the labelled images once more after the last step, near the trained one
@@ -179,7 +179,7 @@ def expectation(
     "What committed runs with about as many labels, and about as much time or as many images, came to."
     seconds, passes = parse_budget(config.budget)
     if not (seconds or passes): return ""
-    def distance(row): return abs(np.log(row[1] / (config.labels_per_class or row[1]))) + abs(np.log(row[2] / seconds if seconds else row[3] / passes))
+    def distance(row): return abs(np.log(row[1] / (config.labels_per_class or row[1]))) + abs(np.log(row[2] / seconds if seconds else row[3] / passes)), row[8].count("=")   # of two as near, the one with fewer changes
     names = [name for name in dict.fromkeys(row[0] for row in EXPECTED) if name == config.data] or dict.fromkeys(row[0] for row in EXPECTED)
     nearest = [min((row for row in EXPECTED if row[0] == name), key=distance) for name in names]
     return "\n".join(f"{name}, {k} labels a class, {took:.0f} s and {images:.1e} images on {device}: {mean:.1%}{f' ± {deviation:.1%}' if n > 1 else ''} right (n = {n}{changed and f', with {changed}'})"
