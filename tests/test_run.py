@@ -93,7 +93,7 @@ def test_two_processes_have_the_curve_of_one(curves):
 
 @pytest.mark.parametrize("what", ["all stages", "propagated"])
 def test_two_processes_stay_close_through_all_stages(curves, what):
-    "At the full rate AdamW makes rounding grow, and a pseudo-label may tip over; a head that is fitted to an encoder without training has large weights: a few percent."
+    "At the full rate AdamW makes rounding grow, and a pseudo-label may tip over; a head fitted to running statistics of a dozen steps has large weights: a few percent."
     one, two = curves[f"one, {what}"], curves[f"two, {what}"]
     assert two["stage"].tolist() == one["stage"].tolist() and two["stage"].iloc[-1] == 3
     for column in [*CURVE[:-1], "pseudo_weight"]: assert two[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=0.1), column
