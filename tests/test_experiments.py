@@ -36,7 +36,7 @@ def test_committed_rows_are_drawn(stem, tmp_path):
     assert (EXPERIMENTS/"results"/f"{stem}.json").read_bytes() == before
 
 @pytest.mark.parametrize("name,given,told,runs", [
-    ("label_efficiency.ipynb", dict(counts=1, up_to=3, peers="freematch,label_spreading"), ["FreeMatch (re-implementation)", "label spreading", "labels only"], 1),
+    ("label_efficiency.ipynb", dict(name="digits", counts=1, up_to=3, peers="freematch,label_spreading"), ["FreeMatch (re-implementation)", "label spreading", "labels only"], 1),
     ("ablation.ipynb", dict(name="digits", only="no class correlation"), ["no class correlation"], 2)])
 def test_a_hundredth_of_a_long_command(name, given, told, runs, tmp_path):
     "It runs through, is drawn, and leaves no rows."
