@@ -1,15 +1,22 @@
 "The marks, the batch that nothing happens to, and the table of the faults that tests/faults has made."
 import sys
+from pathlib import Path
 import pytest
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: processes that are killed and started again; SEMISSL_FAULTS=full makes the full number of faults")
-    config.addinivalue_line("markers", "xdist_group(name): tests that one worker of pytest-xdist runs")
 
-def pytest_itemcollected(item):
-    "With pytest-xdist (the gate), the tests of a file share its fixtures on one worker; notebooks are dealt one by one."
-    if item.path.stem not in ("test_notebooks", "test_experiments", "test_tutorials"):
-        item.add_marker(pytest.mark.xdist_group("batch" if "undisturbed" in item.fixturenames else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "With pytest-xdist (the gate), the tests of a file share its fixtures on one worker, and so do the two files that need the undisturbed batch; notebooks are dealt one by one."
+    from xdist.scheduler import LoadScopeScheduling
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.split("::")[0]).stem
+            if file in ("test_notebooks", "test_experiments", "test_tutorials"): return nodeid
+            return "batch" if file in ("test_batch", "test_ray") else file
+    config.option.loadscopereorder = False      # the order they are collected in: the faults, which take longest, first
+    return ByFile(config, log)
 
 def faults() -> list: return getattr(sys.modules.get("work"), "FAULTS", [])
 
