@@ -304,6 +304,9 @@ def test_results_in_the_readme_are_made_from_the_rows():
     assert len(shown) == 4 and all(table in text for table in shown)
     gains = paired_gain(runs[runs["name"] == "cifar10-cpu"], "stages 1+2+3", "stage 1", 25)
     assert f"- cifar10-cpu, 25 labels a class: {gain_words(gains)}" in shown[1]
+    for name, k in (("digits", 1), ("digits", 4), ("cifar10-curve", 400)):
+        worth = paired_gain(pd.DataFrame(json.loads((results/f"{name}-ablation.json").read_text())), "base", "no class correlation", k)
+        assert f"- {name}, {k} label{'s' * (k > 1)} a class: {gain_words(worth)}" in shown[1].split("class correlation by itself")[1]
     ablation = pd.DataFrame(json.loads((results/"cifar10-cpu-ablation.json").read_text()))
     defaults = gain_words(paired_gain(ablation, "base", "stage 1 only", 525))     # in the prose before those lines
     assert f"nothing over stage 1 on `cifar10-cpu` ({defaults.split(':')[0]})" in text and "within the spread" in defaults
