@@ -661,15 +661,15 @@ class Budget(Callback):
     def __init__(self,
         seconds: float,      # of training; 0 = total_steps stands
         recorder: Recorder,  # keeps the time
-        every: int = 10,     # steps between two estimates
+        every: int = 10,     # steps between two estimates at most, one in a hundred of a run that is shorter than a thousand
     ):
         self.seconds, self.recorder, self.every, self.marks = seconds, recorder, every, []
 
     def on_train_start(self, trainer, module): trainer.should_stop = trainer.global_step >= module.total_steps   # a finished training that is called again
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        done = batch.step + 1
-        if self.seconds and (done <= self.every or done % self.every == 0):
+        done, every = batch.step + 1, max(1, min(self.every, module.total_steps // 100))
+        if self.seconds and (done <= self.every or done % every == 0):
             self.marks = [*self.marks[-10:], (done, self.recorder.elapsed)]
             (then, began), (now, ended) = self.marks[0], self.marks[-1]
             if now - then >= self.every - 1: planned = done + max(0, int((self.seconds - ended) * (now - then) / (ended - began)))
