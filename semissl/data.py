@@ -1156,6 +1156,7 @@ class Batch(NamedTuple):
     unlabelled: Tensor  # (U, 3, S, S) uint8, of all images
     labelled: Tensor  # (L, 3, S, S) uint8
     labels: Tensor  # (L,) int64
+    rows: Tensor  # (U+L,) int64, the places of these images among all: one may be in both, and twice among few labelled ones
     step: int  # global step, counted from 0 over all epochs
 
 
@@ -1181,7 +1182,7 @@ class FewLabelLoader:
         self.rows = (images.labels >= 0).nonzero()[:, 0].numpy()  # (n,) the labelled images
         self.resident = fits(images.images, self.device) if resident is None else resident
         self.pixels = images.images.to(self.device) if self.resident else images.images
-        self.epoch, self.plan = -1, (torch.empty(0), torch.empty(0), torch.empty(0))
+        self.epoch, self.plan = -1, (torch.empty(0),) * 4
 
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
@@ -1198,14 +1199,14 @@ class FewLabelLoader:
         read = self.gather if self.resident else Ahead(self.gather, len(self), self.device)
         for k in range(first, len(self)):
             self.step = epoch * len(self) + k + 1  # counts what was handed out
-            yield Batch(*read(k), self.plan[2][k], self.step - 1)
+            yield Batch(*read(k), self.plan[2][k], self.plan[3][k], self.step - 1)
 
     def prepare(self, epoch: int) -> None:
         "Bring the row numbers of a whole epoch to where the pixels are, once."
         if epoch != self.epoch:
             where = self.device if self.resident else torch.device("cpu")
             mine, labelled = epoch_rows(self, epoch)
-            self.plan = (mine.to(where), labelled.to(where), self.images.labels[labelled].to(self.device))
+            self.plan = (mine.to(where), labelled.to(where), self.images.labels[labelled].to(self.device), torch.cat([mine, labelled], 1).to(self.device))
             self.epoch = epoch
 
     def gather(self, k: int) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,7 @@ class PseudoLabels(nn.Module):
         if alignment not in ("labels", "uniform", "none"): raise ValueError(f"expected alignment 'labels', 'uniform' or 'none', got {alignment!r}")
         if not 0 <= threshold <= 1: raise ValueError(f"expected a threshold from 0 to 1, got {threshold}")
         self.alignment, self.threshold, self.decay = alignment, threshold, decay
-        for name, start in dict(prior=torch.full((classes,), 1 / classes), mean=torch.full((classes,), 1 / classes), mu=torch.tensor(1 / classes), variance=torch.tensor(1.0)).items():
+        for name, start in dict(prior=torch.full((classes,), 1 / classes), mean=torch.full((classes,), 1 / classes), mu=torch.tensor(1 / classes), variance=torch.tensor(1.0), seen=torch.tensor(0.0)).items():
             self.register_buffer(name, start)
 
     def see(self,
@@ -147,11 +147,11 @@ class PseudoLabels(nn.Module):
 
     @torch.no_grad()
     def forward(self,
-        p: Tensor,   # (U, K) probabilities
-        step: int,   # t, batches seen before this one
+        p: Tensor,  # (U, K) probabilities
     ) -> tuple[Tensor, Tensor]:  # (U,) int64 labels, (U,) weights from 0 to 1
         "Align, take the most probable class, weigh it; the running means move first."
-        d = min(self.decay, (1 + step) / (10 + step))
+        d = ((1 + self.seen) / (10 + self.seen)).clamp(max=self.decay)   # seen: t, batches before this one
+        self.seen += 1
         if self.alignment != "none":
             self.mean.lerp_(gather_rows(p).mean(0), 1 - d)
             p = p * self.prior / self.mean
@@ -177,17 +177,16 @@ class Rows(NamedTuple):
         h2: Tensor,      # (n, D) of the second ones
         y: Tensor,       # (n,) classes, -1 = none
         weight: Tensor,  # (n,) how much each counts
-        rank: int = 0,   # of this process
+        image: Tensor,   # (n,) int64, which image each is
     ) -> "Rows":
         "The rows of this process and of the others."
-        image = torch.arange(len(y), device=y.device) + rank * len(y)
         return cls(gather_rows(torch.cat([h1, h2])), *(gather_rows(a.repeat(2)) for a in (y, weight, image)))
 
     def joined(self,
-        others: "Rows",  # of other images
+        others: "Rows",  # some of the same images may be among them
     ) -> "Rows":         # all of them
-        "These rows, then those of other images."
-        return Rows(*map(torch.cat, zip(self, others._replace(image=others.image + len(self.y)))))
+        "These rows, then others."
+        return Rows(*map(torch.cat, zip(self, others)))
 
 def mixed_cross_entropy(
     logits: Tensor,        # (2N, K)
@@ -256,27 +255,28 @@ class SemiSSL(L.LightningModule):
         if self.cutmix_p and len(batch.labelled): views[-1], *mix = cutmix(views[-1], generator, self.cutmix_p, self.part)
         v = torch.cat([one[i] for i in (0, 1) for one in views])              # (2(U+L), 3, S, S): first views, then second
         h1, h2 = self.encoder(v).float().chunk(2)                             # (U+L, D) each
-        pseudo = self.teach(batch.unlabelled, generator, batch.step) if stage >= 3 else None
-        return self.losses(h1, h2, batch.labels, stage, pseudo, self.stages.ssl_weight(batch.step, self.total_steps), mix)
+        pseudo = self.teach(batch.unlabelled, generator) if stage >= 3 else None
+        return self.losses(h1, h2, batch.labels, stage, pseudo, self.stages.ssl_weight(batch.step, self.total_steps), mix, batch.rows[-len(h1):])
 
     @torch.no_grad()
-    def teach(self, images: Tensor, generator: torch.Generator, step: int) -> tuple[Tensor, Tensor]:
+    def teach(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         "Labels of the averaged model for weak views of unlabelled images, and their weights."
-        return self.pseudo_labels(self.ema(self.weak(images, generator, self.part)).float().softmax(1), step - math.ceil(self.stages.self_train_from * self.total_steps))
+        return self.pseudo_labels(self.ema(self.weak(images, generator, self.part)).float().softmax(1))
 
-    def losses(self, h1: Tensor, h2: Tensor, labels: Tensor, stage: int, pseudo: tuple[Tensor, Tensor] | None = None, ssl_weight: float = 1.0, mix: list[Tensor] | None = None) -> dict[str, Tensor]:
-        "The terms of the loss from the representations of two views; the last rows are the labelled ones, `mix` is what `cutmix` did to them, `pseudo` is about the others."
+    def losses(self, h1: Tensor, h2: Tensor, labels: Tensor, stage: int, pseudo: tuple[Tensor, Tensor] | None = None, ssl_weight: float = 1.0, mix: list[Tensor] | None = None, image: Tensor | None = None) -> dict[str, Tensor]:
+        "The terms of the loss from the representations of two views; the last rows are the labelled ones, `mix` is what `cutmix` did to them, `pseudo` is about the others, `image` says which images they are (None: all different)."
         parts, U = {}, len(h1) - len(labels)
+        if image is None: image = torch.arange(len(h1), device=h1.device) + self.global_rank * len(h1)
         if self.objective is not None:
             z1, z2 = self.projector(torch.cat([h1, h2])).float().chunk(2)     # (U+L, P) each
             parts["ssl"] = self.objective(gather_rows(z1), gather_rows(z2))
-        labelled = Rows.of(h1[U:], h2[U:], labels, torch.ones_like(h1[U:, 0]) if mix is None else mix[1], self.global_rank)
+        labelled = Rows.of(h1[U:], h2[U:], labels, torch.ones_like(h1[U:, 0]) if mix is None else mix[1], image[U:])
         logits = self.head(labelled.h).float()                                # (2L, K)
         parts["cross_entropy"] = mixed_cross_entropy(logits, labelled, None if mix is None else gather_rows(labels[mix[0]].repeat(2)))
         loss = ssl_weight*parts.get("ssl", 0.0) + self.head_weight*parts["cross_entropy"]
         correlated = labelled
         if pseudo is not None:
-            taught = Rows.of(h1[:U], h2[:U], *pseudo, self.global_rank)
+            taught = Rows.of(h1[:U], h2[:U], *pseudo, image[:U])
             parts["pseudo_weight"] = taught.weight.mean()
             parts["pseudo_cross_entropy"] = cross_entropy(self.head(taught.h).float(), taught.y, taught.weight) * parts["pseudo_weight"]   # a mean over all 2U
             loss = loss + self.pseudo_weight*parts["pseudo_cross_entropy"]
