@@ -29,7 +29,7 @@ from .evaluate import encode
 from .label import suggest
 from .module import SemiSSL
 from .predict import Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
-from .train import Recorder, Task, TrainConfig, build, calibrate, keep_in_card, steps_of, train
+from .train import Recorder, Task, TrainConfig, build, calibrate, folds, keep_in_card, steps_of, train
 
 # %% auto #0
 __all__ = ['UNREAD', 'one_picture', 'flat_rows', 'as_images', 'label_rows', 'warm', 'learn', 'Answers', 'seed_of',
@@ -128,6 +128,7 @@ def learn(
     folder, size, classes = Path(config.run_dir), images.images.shape[-1], list(images.classes)
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
+    folds(images.labels, config.calibration_folds)                     # what cannot be dealt is said now, not after the training
     total_steps = steps_of(config, task)
     model = build(config, max(2, len(classes)), size, total_steps)
     def begin(model):
@@ -136,6 +137,7 @@ def learn(
     model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps)
     folder.mkdir(parents=True, exist_ok=True)
     train(model, config, task, Recorder(folder / "metrics.csv"), folder)
+    model.card["total_steps"] = model.total_steps                      # what a budget of time has come to
     if len(rows): keep_in_card(folder / "last.ckpt", temperature=calibrate(model, config, task, model.card, folder, begin))
     state = read_checkpoint(folder / "last.ckpt")["state_dict"]
     return load_predictor(folder), {k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")}

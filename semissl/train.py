@@ -294,14 +294,19 @@ def policies(
 
 def start_from(
     f: torch.nn.Module,  # an encoder, its weights are replaced
-    run_dir: str,        # of a finished or interrupted run with the same encoder
+    config: TrainConfig, # start: the directory of a finished or interrupted run with the same encoder
 ) -> None:
-    "The averaged encoder of another run; FileNotFoundError where there is no checkpoint, ValueError for another encoder."
-    path = Path(run_dir) / "last.ckpt"
-    if not path.exists(): raise FileNotFoundError(f"expected a run with a last.ckpt as start, got {run_dir!r}")
-    weights, ours = torch.load(path, weights_only=True, map_location="cpu")["state_dict"], "ema.model.0."
-    try: f.load_state_dict({k.removeprefix(ours): v for k, v in weights.items() if k.startswith(ours)}, strict=True)
-    except RuntimeError as err: raise ValueError(f"expected a start with the same encoder, got {run_dir!r} with another: {str(err).splitlines()[1].strip()}") from err
+    "The averaged encoder of another run; FileNotFoundError where there is no checkpoint, ValueError for another encoder and for one that has seen labels which shall now validate or calibrate."
+    path = Path(config.start) / "last.ckpt"
+    if not path.exists(): raise FileNotFoundError(f"expected a run with a last.ckpt as start, got {config.start!r}")
+    checkpoint, ours = torch.load(path, weights_only=True, map_location="cpu"), "ema.model.0."
+    try: f.load_state_dict({k.removeprefix(ours): v for k, v in checkpoint["state_dict"].items() if k.startswith(ours)}, strict=True)
+    except RuntimeError as err: raise ValueError(f"expected a start with the same encoder, got {config.start!r} with another: {str(err).splitlines()[1].strip()}") from err
+    if not config.calibration_folds and not config.validation_per_class: return
+    there = TrainConfig(**checkpoint["semissl"]["config"])
+    same = all(getattr(there, k) == getattr(config, k) for k in ("data", "labels", "test_share", "labels_per_class", "validation_per_class", "seed"))
+    if there.labelled_batch_size and (config.calibration_folds or not same):
+        raise ValueError(f"expected a start that was trained without labels (labelled_batch_size=0), or with the validation of this split, got {config.start!r}: its labels may be among those that are left out here")
 
 def build(
     config: TrainConfig,          # the whole of it
@@ -314,7 +319,7 @@ def build(
     "Encoder, projector, head and views of a configuration, with the weights that training starts from."
     torch.manual_seed(config.seed)
     f, by_strength = encoder(config.encoder, image_size, config.pretrained, load), policies(config)
-    if config.start and load: start_from(f, config.start)
+    if config.start and load: start_from(f, config)
     freeze(f, config.frozen)
     g = Projector(f.feature_dim, config.projector_dim, config.projector_dim, config.projector_layers)
     model = SemiSSL(
@@ -342,7 +347,7 @@ def precision(
     return "bf16-mixed" if native else "32-true"
 
 # %% ../nbs/08_train.ipynb #3c7673a6
-REPAID_BY = 3000   # optimizer steps from which "auto" compiles
+REPAID_BY = 3000, 600   # optimizer steps, or seconds of a budget of time, from which "auto" compiles
 
 def compile_encoder(
     model: SemiSSL,       # its encoder is compiled in place; the names of its weights stay
@@ -350,7 +355,9 @@ def compile_encoder(
 ) -> bool:                # whether it was
     "torch.compile where it pays (Ansel et al. 2024); a warning where it was asked for and is not possible."
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.compile == "off" or config.compile == "auto" and (device == "cpu" or model.total_steps < REPAID_BY): return False
+    seconds, _ = parse_budget(config.budget)
+    long = seconds >= REPAID_BY[1] if seconds else model.total_steps >= REPAID_BY[0]
+    if config.compile == "off" or config.compile == "auto" and (device == "cpu" or not long): return False
     try: torch.compile(torch.nn.Linear(2, 2).to(device))(torch.zeros(1, 2, device=device))
     except Exception as err:                                          # whatever a toolchain may throw
         warnings.warn(f"torch.compile is not possible here ({type(err).__name__}: {str(err).splitlines()[0]}): the encoder runs uncompiled", stacklevel=2)
@@ -661,19 +668,22 @@ class Budget(Callback):
     def __init__(self,
         seconds: float,      # of training; 0 = total_steps stands
         recorder: Recorder,  # keeps the time
+        pauses: "Propagate", # between steps: `spent` seconds so far, `ahead` seconds that are to come; see `Propagate`
         every: int = 10,     # steps between two estimates at most, one in a hundred of a run that is shorter than a thousand
     ):
-        self.seconds, self.recorder, self.every, self.marks = seconds, recorder, every, []
+        self.seconds, self.recorder, self.pauses, self.every, self.marks = seconds, recorder, pauses, every, []
 
     def on_train_start(self, trainer, module): trainer.should_stop = trainer.global_step >= module.total_steps   # a finished training that is called again
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         done, every = batch.step + 1, max(1, min(self.every, module.total_steps // 100))
         if self.seconds and (done <= self.every or done % every == 0):
-            self.marks = [*self.marks[-10:], (done, self.recorder.elapsed)]
+            elapsed = self.recorder.elapsed
+            self.marks = [*self.marks[-10:], (done, elapsed - self.pauses.spent)]            # the pace is that of the steps
             (then, began), (now, ended) = self.marks[0], self.marks[-1]
-            if now - then >= self.every - 1: planned = done + max(0, int((self.seconds - ended) * (now - then) / (ended - began)))
-            else: planned = done if ended >= self.seconds else module.total_steps   # too little seen; but the time may be up
+            left = max(0.0, self.seconds - elapsed)
+            if now - then >= self.every - 1: planned = done + int((left - min(self.pauses.ahead, left / 2)) * (now - then) / (ended - began))
+            else: planned = done if elapsed >= self.seconds else module.total_steps          # too little seen; but the time may be up
             module.total_steps = trainer.strategy.broadcast(planned)
         if done >= module.total_steps: trainer.should_stop = True
 
@@ -685,17 +695,27 @@ class Propagate(Callback):
         times: int = 1,       # in all
         most: int = 20_000,   # unlabelled images in the graph, at most an eighth of those that training sees (but 2,000): it stays a small part of a run
     ):
-        self.images, self.times, self.most, self.done = images, times, most, 0
+        self.images, self.times, self.most, self.done, self.spent, self.last = images, times, most, 0, 0.0, 0.0   # seconds in all here, and of the last one
 
-    def state_dict(self) -> dict: return {"done": self.done}
-    def load_state_dict(self, state: dict) -> None: self.done = state["done"]
+    def state_dict(self) -> dict: return {"done": self.done, "last": self.last}
+    def load_state_dict(self, state: dict) -> None: self.done, self.last = state["done"], state["last"]
+
+    @property
+    def ahead(self) -> float: return max(0, self.times - self.done) * self.last   # seconds that the next ones will take
+
+    def due(self, module, step: int) -> int:
+        "How many should have been by a step."
+        if not self.times or module.stages.at(step, module.total_steps) < 3: return 0
+        return 1 + int(self.times * module.stages.into_stage_3(step, module.total_steps))
 
     def size(self, seen: int) -> int: return min(self.most, max(2_000, seen // 8))   # of the graph
 
+    def on_train_start(self, trainer, module): self.done = min(self.done, self.due(module, trainer.global_step))   # fewer where a finished run is extended
+
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        due = 1 + int(self.times * module.stages.into_stage_3(batch.step, module.total_steps))
-        if module.stages.at(batch.step, module.total_steps) < 3 or self.done >= due: return
-        self.done, labels, balance = due, self.images.labels, module.pseudo_labels
+        due, labels, balance, began = self.due(module, batch.step), self.images.labels, module.pseudo_labels, time.perf_counter()
+        if self.done >= due: return
+        self.done = due
         if not (labels >= 0).any(): return
         rows = torch.cat([(labels >= 0).nonzero()[:, 0], spread_out((labels < 0).nonzero()[:, 0], self.size(module.total_steps * len(batch.unlabelled) * trainer.world_size))])
         with torch.autocast(module.device.type, enabled=False):
@@ -704,6 +724,8 @@ class Propagate(Callback):
             W, b = trainer.strategy.broadcast(fit_head(h, p))
         with torch.no_grad():
             for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
+        self.last = time.perf_counter() - began
+        self.spent += self.last
 
 # %% ../nbs/08_train.ipynb #4b1d6c21
 class Refit(Callback):
@@ -741,11 +763,12 @@ def train(
     folder: Path | None = None,  # where checkpoints go and from which it resumes; None = none are kept
 ) -> float:                 # seconds of training in this process
     "Train for the budget or the epochs of the configuration, from the last checkpoint when there is one; FloatingPointError on a loss that is not finite, OSError when the last checkpoint cannot be written."
-    if config.devices * config.nodes > 1: globalise(model)
     per_epoch, (seconds, _) = len(task.train) // config.batch_size, parse_budget(config.budget)
+    if model.total_steps == BIG and not seconds: raise ValueError(f"expected a number of steps where no time is the budget, got {BIG}")
+    if config.devices * config.nodes > 1: globalise(model)
     keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
-    callbacks = [recorder, Budget(seconds, recorder), Progress(recorder), Compile(config)]
-    if config.propagate and model.objective is not None: callbacks.append(Propagate(task.train, config.propagate))
+    flow = Propagate(task.train, config.propagate if model.objective is not None else 0)
+    callbacks = [recorder, Budget(seconds, recorder, flow), Progress(recorder), Compile(config), flow]
     if config.refit: callbacks.append(Refit(task.train))
     callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)
@@ -891,6 +914,7 @@ def train_again(
     card: dict,          # sizes of the model, and the steps, whatever decided them
     folder: Path | None, # of its checkpoints; None = none are kept
     begin: Callable = lambda model: None,  # called with the new model
+    recorder: Recorder | None = None,      # keeps the time; None = nobody asks
     **model,             # for `build`
 ) -> SemiSSL:            # trained
     "One more training beside that of the run."
@@ -898,7 +922,7 @@ def train_again(
     again = build(config, len(card["classes"]), card["image_size"], card["total_steps"], **model)
     begin(again)
     again.card = dict(config=asdict(config))
-    train(again, config, task, Recorder(None), folder)
+    train(again, config, task, recorder or Recorder(None), folder)
     return again
 
 def baseline(
@@ -909,19 +933,21 @@ def baseline(
     folder: Path | None = None,  # of its checkpoints; None = none are kept
 ) -> tuple[SemiSSL, dict]:  # trained; its seconds and image_passes
     "Train one baseline with the encoder, views, steps and labels of the run."
-    began, alone = time.perf_counter(), name == "labels_only"
+    began, recorder, alone = time.perf_counter(), Recorder(None), name == "labels_only"
     changed = replace(config, correlation_weight=0.0, self_train_from=1.0, head_weight=1.0 if alone else 0.0, cutmix=config.cutmix if alone else "off")
-    model = train_again(changed, task, card, folder, self_supervised=not alone)
+    model = train_again(changed, task, card, folder, recorder=recorder, self_supervised=not alone)
     rows = config.labelled_batch_size + (0 if alone else config.batch_size)
-    return model, {"seconds": round(time.perf_counter() - began, 1), "image_passes": card["total_steps"] * rows}
+    return model, {"seconds": round(recorder.earlier + time.perf_counter() - began, 1), "image_passes": card["total_steps"] * rows}
 
 # %% ../nbs/08_train.ipynb #5f6096a6
 def folds(
     labels: torch.Tensor, # (N,) of the training images, -1 = no label
     n: int,               # how many
 ) -> list[torch.Tensor]:  # n times (N,) bool, the labelled images that a fold leaves out
-    "The labels of each class dealt out in turn."
+    "The labels of each class dealt out in turn; ValueError for more folds than a class has labels."
     if not n: return []
+    fewest = min(labels[labels >= 0].unique(return_counts=True)[1].tolist(), default=0)
+    if n > fewest: raise ValueError(f"expected calibration_folds of at most {fewest}, the labels of the class with the fewest, got {n}")
     turn = torch.full_like(labels, -1)
     for k in labels.unique().tolist():
         if k >= 0: turn[labels == k] = torch.arange(int((labels == k).sum())) % n
@@ -1058,12 +1084,13 @@ def run(
     "The work of `fit`."
     began = time.perf_counter()
     if leader and (told := expectation(config)): print(f"Runs nearest to this one:\n{told}")
+    if task.validation is None: folds(task.train.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
     total_steps, size = steps_of(config, task), task.train.images.shape[-1]
     card = dict(config=asdict(config), classes=list(task.train.classes), image_size=size, total_steps=total_steps)
     sizes = len(task.train.classes), size, total_steps
     model, tracker = build(config, *sizes), Tracker(config if leader else replace(config, wandb_project=""), run_dir)
     model.card = card
-    train(model, config, task, Recorder(run_dir / "metrics.csv", tracker, plot=plot), run_dir)
+    train(model, config, task, recorder := Recorder(run_dir / "metrics.csv", tracker, plot=plot), run_dir)
     total_steps = card["total_steps"] = MetricsFile(run_dir / "metrics.csv").read()[-1]["step"] + 1   # what a budget of time has come to
     sizes = len(task.train.classes), size, total_steps
     others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines else {}
@@ -1077,7 +1104,7 @@ def run(
         data=dict(source=task.train.source, train_images=len(task.train), test_images=len(task.test or ()), labelled=len(task.split.labelled),
                   validation=len(task.split.validation), classes=card["classes"], label_split_sha256=task.split.sha256, skipped=list(task.train.skipped)),
         metrics=metrics, baselines=compared,
-        cost=dict(seconds=round(time.perf_counter() - began, 1), training_seconds=training_seconds, image_passes=passes,
+        cost=dict(seconds=round(recorder.earlier + time.perf_counter() - began, 1), training_seconds=training_seconds, image_passes=passes,
                   views_per_second=round(2 * passes / training_seconds), peak_memory_mib=peak_memory(), device=device_name(), precision=precision(config)),
         versions=versions(), commit=commit())
     if leader:
