@@ -1073,4 +1073,6 @@ def gain_words(
     "A mean difference with its interval in words, and whether that leaves zero out."
     mean, half = t_interval(gain)
     if len(gain) == 1: return f"{100 * mean:+.1f} points, n = 1: one seed tells nothing about the spread"
-    return f"{100 * mean:+.1f} ± {100 * half:.1f} points, n = {len(gain)}: {'beyond' if abs(mean) > half else 'within'} the spread of the seeds"
+    said = f"{100 * mean:+.1f} ± {100 * half:.1f} points, n = {len(gain)}"
+    if len(gain) == 2: return f"{said}: too few seeds to judge"         # two can be close by chance, and so is their interval small
+    return f"{said}: {'beyond' if abs(mean) > half else 'within'} the spread of the seeds"

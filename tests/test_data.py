@@ -49,7 +49,7 @@ def test_a_killed_decode_goes_on_where_it_was(archive):
 
 def test_workers_end_with_the_process_that_asked():
     code = ("import os, time; from semissl.data import worker_pool\n"
-            "pool = worker_pool(2); jobs = [pool.submit(time.sleep, 300) for _ in range(2)]; time.sleep(0.5)\n"
+            "pool = worker_pool(2); jobs = [pool.submit(time.sleep, 300) for _ in range(2)]; time.sleep(2)\n"
             "print(*pool._processes, flush=True); time.sleep(300)")
     asked = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in asked.stdout.readline().split()]

@@ -11,7 +11,7 @@ def nbdev_test(path: Path) -> subprocess.CompletedProcess:
     "Run one notebook, and only it, in a process of its own, without a terminal."
     code = "import sys; from nbdev.test import nbdev_test; nbdev_test.__wrapped__(path=sys.argv[1], do_print=True)"
     return subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=900, env={**os.environ, "MPLBACKEND": "Agg"})
+                          capture_output=True, text=True, timeout=3000, env={**os.environ, "MPLBACKEND": "Agg"})
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT/"nbs").as_posix())
 def test_notebook(path):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from work import FAULTS, batch, table
 
-os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")   # the second one keeps a cluster on the loopback
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_memory_monitor_refresh_ms="0")   # the second one keeps a cluster on the loopback, the third one ends no run for the memory of others
 ray = pytest.importorskip("ray", reason="Ray is an extra: pip install semissl[ray]")
 pytestmark = pytest.mark.slow
 

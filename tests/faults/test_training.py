@@ -27,8 +27,9 @@ def test_killed_at_random_instants(reference, tmp_path):
     while kills < wanted:
         run_dir, runs = tmp_path/f"run-{runs}", runs + 1
         while not (run_dir/"result.json").exists() and kills < wanted:
-            process = begin(run_dir, WANDB)
-            time.sleep(dice.uniform(0.2, 5))
+            process, patient = begin(run_dir, WANDB), kills % 2
+            while patient and process.is_alive() and not (run_dir/"last.ckpt").exists(): time.sleep(0.02)   # every second one after a checkpoint, however slow the machine
+            time.sleep(dice.uniform(0, 1) if patient else dice.uniform(0.2, 5))
             kills += kill(process)
         resumed += (run_dir/"last.ckpt").exists()
         finish(run_dir, WANDB)
@@ -248,7 +249,7 @@ def test_disk_full_at_the_cache(tmp_path):
 def test_two_trainings_in_one_run_dir(reference, tmp_path):
     run_dir = tmp_path/"run"
     one = begin(run_dir)
-    while not (run_dir/"metrics.csv").exists(): time.sleep(0.05)
+    while not (run_dir/"metrics.csv").exists(): time.sleep(0.05); assert one.is_alive(), said(run_dir)
     two = begin(run_dir)
     two.join(60); one.join(120)
     assert (one.exitcode, two.exitcode) == (0, 1) and "expected a run_dir that no other process works in" in said(run_dir)
