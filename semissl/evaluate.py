@@ -204,10 +204,11 @@ def label_propagation(
     classes: int,        # K
     k: int = 10,         # neighbours in the graph, and those that a test row asks
 ) -> Tensor:             # (M, K) probabilities; zero in the columns of classes without a label
-    "`propagate` over the training images, then the weighted vote of a test row's neighbours among them; ValueError as `check_rows`."
+    "`propagate` over the training images to the class frequencies of the labels, one added to each, then the weighted vote of a test row's neighbours among them; ValueError as `check_rows`."
     check_rows(h, y, h_test, classes)
+    prior = torch.bincount(y, minlength=classes) + 1.0
     rows = torch.cat([h, h_all])
-    spread, unit = propagate(rows, torch.cat([y, y.new_full((len(h_all),), -1)]), classes, k, prior=torch.full((classes,), 1 / classes)), nn.functional.normalize(rows, dim=1)
+    spread, unit = propagate(rows, torch.cat([y, y.new_full((len(h_all),), -1)]), classes, k, prior=prior / prior.sum()), nn.functional.normalize(rows, dim=1)
     votes = []
     for part in nn.functional.normalize(h_test, dim=1).split(4096):
         similarity, index = (part @ unit.T).topk(min(k, len(rows)))
