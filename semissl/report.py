@@ -855,11 +855,11 @@ SUMMARY = {"labels_only_test_accuracy": BASELINES["labels_only"], "ssl_then_prob
 
 
 def _cell(values, column):
-    "Mean ± standard deviation of a group's column as text; accuracies in percent, — for no value."
+    "Mean ± standard deviation of a group's column as text; accuracies and the calibration error in percent, — for no value."
     values = values.dropna().astype(float)
     if not len(values):
         return "—"
-    scale, digits = (100, 1) if column.endswith("accuracy") else (1, 0 if values.mean() >= 10 else 2)
+    scale, digits = (100, 1) if "accuracy" in column or column == "calibration_error" else (1, 0 if values.mean() >= 10 else 2)
     spread = f" ± {scale * values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{scale * values.mean():.{digits}f}{spread}"
 
