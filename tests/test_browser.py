@@ -1,5 +1,5 @@
 "own_images.ipynb in a real JupyterLab, clicked and typed through in headless Chromium: what no notebook cell can show."
-import csv, json, os, shutil, signal, socket, subprocess, sys, time, urllib.request
+import contextlib, csv, json, os, shutil, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat
 import pytest
