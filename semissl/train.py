@@ -163,8 +163,10 @@ def parse_budget(
 # %% ../nbs/08_train.ipynb #e0e5c7ed
 EXPECTED = (   # data, labels per class, seconds of training, image passes, mean and deviation of the test accuracy, runs, device, what was not at its default; written by .ci/sync.py
     ("cifar10", 4, 549, 99840, 0.2839, 0.0224, 2, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
+    ("cifar10", 4, 113, 99840, 0.2843, 0.0205, 3, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004, calibration_folds=2"),
     ("cifar10", 25, 335, 131040, 0.4845, 0.0062, 2, "x86_64 CPU, 2 threads", "cutmix=off, correlation_weight=1.0, propagate=0, refit=False, alignment=uniform"),
     ("cifar10", 25, 364, 99840, 0.4252, 0.0077, 2, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
+    ("cifar10", 25, 98, 99840, 0.4129, 0.0148, 3, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004, calibration_folds=2"),
     ("cifar10", 25, 209, 299904, 0.4676, 0.0215, 5, "x86_64 CPU, 1 threads", "image_size=16, correlate_from=0.4, correlation_weight=1.0, correlation_form=sample, propagate=0, labelled_batch_size=64, lr=0.004"),
     ("cifar10", 25, 302, 299904, 0.4729, 0.0220, 5, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
     ("cifar10", 100, 551, 99840, 0.4677, 0.0131, 2, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
