@@ -128,7 +128,7 @@ def learn(
     folder, size, classes = Path(config.run_dir), images.images.shape[-1], list(images.classes)
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
-    folds(images.labels, config.calibration_folds)                     # what cannot be dealt is said now, not after the training
+    if len(rows): folds(images.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
     total_steps = steps_of(config, task)
     model = build(config, max(2, len(classes)), size, total_steps)
     def begin(model):
