@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -140,9 +141,12 @@ def _draw_affine(p, u, height, width):
 # %% ../nbs/01_augment.ipynb #bb3d4e4f
 _LUMA = (.299, .587, .114)
 
+@cache
+def _kept(values, device): return torch.tensor(values, device=device)
+
 def _constant(values, like):
-    "A small constant on the device of `like`, copied without waiting for it."
-    return torch.tensor(values).to(like.device, non_blocking=True)
+    "A small constant on the device of `like`: made once for each device, so that a step copies nothing."
+    return torch.tensor(values, device=like.device) if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() else _kept(values, like.device)
 
 # %% ../nbs/01_augment.ipynb #51c5f71c
 def colour_matrix(
@@ -152,8 +156,8 @@ def colour_matrix(
     hue: torch.Tensor, # (N,) turn of the colour circle, share of a full turn
 ) -> torch.Tensor: # (N, 3, 3) C
     "Brightness, contrast, saturation and hue as one linear map of colours."
-    I, J = torch.eye(3, device=b.device), _constant([[0., -1, 1], [1, 0, -1], [-1, 1, 0]], b) / math.sqrt(3)
-    G, L = torch.full_like(I, 1 / 3), _constant([_LUMA] * 3, b)                    # L = 1 l^T
+    I, J = torch.eye(3, device=b.device), _constant(((0., -1, 1), (1, 0, -1), (-1, 1, 0)), b) / math.sqrt(3)
+    G, L = torch.full_like(I, 1 / 3), _constant((_LUMA,) * 3, b)                    # L = 1 l^T
     theta, s = 2 * math.pi * hue[:, None, None], s[:, None, None]
     S = s * I + (1 - s) * L
     T = G + theta.cos() * (I - G) + theta.sin() * J

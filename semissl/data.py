@@ -1245,8 +1245,9 @@ class Ahead:
                  device: torch.device,  # where they are wanted
                  ) -> None:
         self.gather, self.steps, self.device = gather, steps, device
-        self.thread, self.next = ThreadPoolExecutor(1), (-1, None)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        mine = partial(torch.cuda.set_device, self.stream.device) if self.stream else None  # else the thread would work on device 0, whatever the rank
+        self.thread, self.next = ThreadPoolExecutor(1, initializer=mine), (-1, None)
 
     def read(self, k: int) -> tuple[Tensor, ...]:
         "Gather batch k and start its copy."

@@ -25,6 +25,12 @@ class LinearHead(nn.Linear):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
+    def forward(self,
+        h: Tensor,   # (N, D) representations
+    ) -> Tensor:     # (N, K) logits, float32 under autocast too: bfloat16 has steps of 1/8 at a logit of 20, and confidences would have them
+        "logits = W h + b in the precision of the weights."
+        with torch.autocast(h.device.type, enabled=False): return super().forward(h.to(self.weight.dtype))
+
 # %% ../nbs/03_heads.ipynb #2d72bb34
 class Projector(nn.Sequential):
     "The MLP from representation to projection, batch-normalised inside; ValueError for a size below one."

@@ -209,8 +209,8 @@ def collapse_warning(
     centred = h - h.mean(0)
     if centred.square().mean() <= 1e-4 * h.square().mean():
         return "Every image has the same representation: the encoder has collapsed and tells no two images apart."
-    variance = torch.linalg.svdvals(centred).square()
-    share = (variance[0] / variance.sum()).item()
+    small = centred @ centred.T if len(h) < h.shape[1] else centred.T @ centred  # both have the squared singular values
+    share = (torch.linalg.eigvalsh(small)[-1] / small.trace()).item()
     if share > 0.95 and n_classes != 2 and len(h) > 2:
         return f"The representations lie on one line ({share:.0%} of their variance): the encoder has collapsed."
     guessing = math.log(n_classes) if n_classes else 0.0

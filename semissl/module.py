@@ -39,11 +39,18 @@ class EMA(nn.Module):
     ) -> None:
         "One step of the average, all tensors in one call."
         d = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = list(self.model.state_dict().values()), list(model.state_dict().values())
-        floats = [i for i, t in enumerate(mine) if t.is_floating_point()]
+        mine, theirs = [*self.model.parameters(), *self.model.buffers()], [*model.parameters(), *model.buffers()]
+        floats, others = ([i for i, t in enumerate(mine) if t.is_floating_point() == kind] for kind in (True, False))
         torch._foreach_lerp_([mine[i] for i in floats], [theirs[i] for i in floats], 1 - d)
-        for m, t in zip(mine, theirs):
-            if not m.is_floating_point(): m.copy_(t)
+        if others: torch._foreach_copy_([mine[i] for i in others], [theirs[i] for i in others])
+
+    @torch.no_grad()
+    def heal(self,
+        model: nn.Module,  # the model in training; its running statistics are changed in place
+    ) -> None:
+        "An overflow in float16 leaves running statistics infinite for good, though the step is skipped: they become those of the average again, before it takes them in."
+        for mine, theirs in zip(self.model.buffers(), model.buffers()):
+            if mine.is_floating_point(): theirs.copy_(torch.where(theirs.isfinite(), theirs, mine))
 
     def train(self, mode: bool = True) -> nn.Module: return super().train(False)   # the average is only ever evaluated
     def forward(self, x: Tensor) -> Tensor: return self.model(x)
@@ -289,7 +296,9 @@ class SemiSSL(L.LightningModule):
         return {"loss": loss, **parts, "labelled_accuracy": correct}
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
-        self.ema.update(nn.Sequential(self.encoder, self.head), batch.step)
+        online = nn.Sequential(self.encoder, self.head)
+        if self._trainer and self._trainer.precision == "16-mixed": self.ema.heal(online)
+        self.ema.update(online, batch.step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None: checkpoint["semissl"] = self.card | {"total_steps": self.total_steps}
     def on_load_checkpoint(self, checkpoint: dict) -> None: self.total_steps = checkpoint["semissl"]["total_steps"]   # a budget of time may have changed it

@@ -10,9 +10,10 @@ __all__ = ['OBJECTIVES', 'FORMS', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RAN
            'own_test_part', 'load_task', 'hold_out', 'fit_test', 'objective', 'kind_of', 'mixes', 'policies',
            'start_from', 'build', 'precision', 'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker',
            'MetricsFile', 'Recorder', 'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget',
-           'Propagate', 'Refit', 'Compile', 'train', 'steps_of', 'Result', 'write_json', 'open_run_dir', 'keep_in_card',
-           'claim', 'extend', 'measure', 'train_again', 'baseline', 'folds', 'calibrate', 'picture_arrays',
-           'write_predictions', 'versions', 'commit', 'device_name', 'peak_memory', 'fit', 'finished', 'clean', 'run',
+           'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'steps_of', 'Result', 'write_json',
+           'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'train_again', 'baseline',
+           'folds', 'calibrate', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name',
+           'peak_memory', 'forget_peak', 'every_process', 'check_processes', 'fit', 'finished', 'clean', 'run',
            'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
@@ -34,10 +35,10 @@ import threading
 import time
 import warnings
 import zipfile
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -360,7 +361,8 @@ def compile_encoder(
     seconds, _ = parse_budget(config.budget)
     long = seconds >= REPAID_BY[1] if seconds else model.total_steps >= REPAID_BY[0]
     if config.compile == "off" or config.compile == "auto" and (device == "cpu" or not long): return False
-    try: torch.compile(torch.nn.Linear(2, 2).to(device))(torch.zeros(1, 2, device=device))
+    trial = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.ReLU()).to(device)   # a Linear alone needs no compiler on a GPU
+    try: torch.compile(trial)(torch.zeros(2, 2, device=device)).sum().backward()
     except Exception as err:                                          # whatever a toolchain may throw
         warnings.warn(f"torch.compile is not possible here ({type(err).__name__}: {str(err).splitlines()[0]}): the encoder runs uncompiled", stacklevel=2)
         return False
@@ -391,7 +393,7 @@ class Tracker:
         config: TrainConfig,  # goes into the run
         run_dir: Path,        # where the run's files lie
     ):
-        self.run, self.broken, self.path, self.rows, self.there = None, not config.wandb_project, run_dir / "wandb.json", 0, 0
+        self.run, self.broken, self.path, self.rows, self.there, self.process = None, not config.wandb_project, run_dir / "wandb.json", 0, 0, os.getpid()
         self.guard(self.start, config, run_dir)
 
     def start(self, config, run_dir):
@@ -422,10 +424,11 @@ class Tracker:
     def replay(self, rows: list[dict]) -> None:
         "The rows of a resumed run, then the end of the offline files that an earlier process left: they hold nothing else."
         for row in rows: self.metrics(row)
-        def tidy():
-            for old in self.path.parent.glob(f"wandb/offline-run-*-{self.run.id}*"):
-                if old.resolve() != Path(self.run.dir).parent.resolve(): shutil.rmtree(old)
-        self.guard(tidy)
+        if os.getpid() == self.process: self.guard(self.tidy)         # a forked child has another run.dir and would take the live one for an old one
+
+    def tidy(self) -> None:
+        for old in self.path.parent.glob(f"wandb/offline-run-*-{self.run.id}*"):
+            if old.resolve() != Path(self.run.dir).parent.resolve(): shutil.rmtree(old)
 
     def metrics(self, row: dict) -> None:
         "The next row, unless W&B has it."
@@ -438,6 +441,7 @@ class Tracker:
             import wandb
             self.run.log({f"figures/{k}": wandb.Image(f) for k, f in figures.items()})
             self.run.summary.update({"metrics": result["metrics"], "baselines": result["baselines"], "cost": result["cost"]})
+            self.tidy()
             self.run.finish()
             self.keep(self.run.id, finished=True)
         self.guard(end)
@@ -521,6 +525,7 @@ class Recorder(Callback):
 
     def on_train_epoch_end(self, trainer, module):
         self.flush(trainer, module, trainer.global_step - 1)
+        self.look(module)                                             # once an epoch: it makes a GPU wait
         if time.perf_counter() - self.plotted > self.plot_every: self.show(trainer)
 
     def on_train_end(self, trainer, module):
@@ -545,9 +550,8 @@ class Recorder(Callback):
         self.rows.append(row)
         if trainer.is_global_zero: self.file.append(row)
         if self.tracker: self.tracker.metrics(row)
-        self.look(module, values)
 
-    def look(self, module, values):
+    def look(self, module):
         "The collapse alarm, once."
         h = module.last_h
         message = collapse_warning(h.float().cpu(), n_classes=module.head.out_features) if h is not None and len(h) > 1 and not self.warned else ""
@@ -623,6 +627,11 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer, module):
         if self.epochs and (trainer.current_epoch + 1) % self.epochs == 0 and not trainer.should_stop: self.save(trainer)
+
+    def on_train_end(self, trainer, module):
+        "The last checkpoint, by the processes that train: a notebook that has started several trains nothing itself."
+        module.card["peak_memory_mib"] = max(every_process(peak_memory() or 0.0))
+        self.save(trainer)
 
     def on_exception(self, trainer, module, exception):
         if isinstance(exception, SIGTERMException): self.save(trainer)   # Slurm and others ask first; Lightning has finished the step
@@ -720,10 +729,13 @@ class Propagate(Callback):
         self.done = due
         if not (labels >= 0).any(): return
         rows = torch.cat([(labels >= 0).nonzero()[:, 0], spread_out((labels < 0).nonzero()[:, 0], self.size(module.total_steps * len(batch.unlabelled) * trainer.world_size))])
-        with torch.autocast(module.device.type, enabled=False):
-            h, _ = encode(module, self.images.images[rows], device=module.device)
-            p = propagate(h, labels[rows], module.head.out_features, prior=None if balance.alignment == "none" else balance.prior.cpu())
-            W, b = trainer.strategy.broadcast(fit_head(h, p))
+        W = b = None
+        if trainer.is_global_zero:                                    # one process, whose answer all take
+            with torch.autocast(module.device.type, enabled=False):
+                h = encode(module, self.images.images[rows], device=module.device)[0].to(module.device)
+                p = propagate(h, labels[rows], module.head.out_features, prior=None if balance.alignment == "none" else balance.prior.cpu())
+                W, b = fit_head(h, p)
+        W, b = trainer.strategy.broadcast((W, b))
         with torch.no_grad():
             for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
         self.last = time.perf_counter() - began
@@ -745,10 +757,13 @@ class Refit(Callback):
         rows, step, head = spread_out((self.images.labels >= 0).nonzero()[:, 0], READ), trainer.global_step, module.ema.model[1]
         if not len(rows) or not module.head_weight or step < module.total_steps or self.done == step: return   # nothing taught it, or not finished, or fitted already
         self.done = step
-        with torch.autocast(module.device.type, enabled=False):
-            h, _ = encode(module, self.images.images[rows], device=module.device)
-            p = torch.nn.functional.one_hot(self.images.labels[rows], head.out_features)
-            W, b = trainer.strategy.broadcast(fit_head(h, p, self.pull / len(rows), near=(head.weight, head.bias)))
+        W = b = None
+        if trainer.is_global_zero:
+            with torch.autocast(module.device.type, enabled=False):
+                h = encode(module, self.images.images[rows], device=module.device)[0].to(module.device)
+                p = torch.nn.functional.one_hot(self.images.labels[rows], head.out_features)
+                W, b = fit_head(h, p, self.pull / len(rows), near=(head.weight, head.bias))
+        W, b = trainer.strategy.broadcast((W, b))
         with torch.no_grad(): head.weight.copy_(W), head.bias.copy_(b)
 
 # %% ../nbs/08_train.ipynb #01266b4d
@@ -783,9 +798,18 @@ def train(
                             enable_checkpointing=False, plugins=[keeper.io], enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
                             default_root_dir=folder)
         with keeper.interruptible(): trainer.fit(model, datamodule=Loader(task.train, config), ckpt_path=newest_whole(folder) if folder else None, weights_only=True)
-        if folder: trainer.save_checkpoint(keeper.path, weights_only=False)
     if keeper.io.failed: raise OSError(f"expected room for the last checkpoint, got: {keeper.io.failed}")
+    if folder: check_finished(keeper.path)
+    model.trainer = trainer.fit_loop._combined_loader = None          # the loader has all pixels, on a GPU often there
     return time.perf_counter() - began
+
+def check_finished(
+    path: Path,  # last.ckpt
+) -> None:
+    "OSError unless a checkpoint is of the last step: several processes of a notebook tell their parent nothing else."
+    if not path.exists(): raise OSError(f"expected a checkpoint of the finished training in {path}, got none: the disk may be full")
+    found = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    if (step := found["global_step"]) < (total := found["semissl"]["total_steps"]): raise OSError(f"expected a checkpoint of step {total} in {path}, got one of step {step}: the disk may be full")
 
 def steps_of(config: TrainConfig, task: Task) -> int:
     "Optimizer steps of a run, BIG where time decides; ValueError for a batch larger than the data or a budget below one step."
@@ -837,13 +861,15 @@ def write_json(
 
 def open_run_dir(
     config: TrainConfig,  # its run_dir is made when it is not there
+    leader: bool = True,  # whether this process writes: of several one does
 ) -> Path:                # holds config.json
     "The run directory; OSError when it cannot be written, ValueError when it holds a run of another configuration, the differing fields named."
     run_dir, wanted = Path(config.run_dir), {k: v for k, v in asdict(config).items() if k not in ("run_dir", "wandb_project")}
     path = run_dir / "config.json"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not path.exists(): write_json(path, wanted)
+        if leader and not path.exists(): write_json(path, wanted)
+        if not leader and not path.exists(): return run_dir           # the leader is about to
     except OSError as err: raise OSError(f"expected a run_dir that can be written, got {str(run_dir)!r} ({err.strerror})") from err
     found = json.loads(path.read_text(encoding="utf-8"))
     if found != wanted:
@@ -852,6 +878,12 @@ def open_run_dir(
     return run_dir
 
 # %% ../nbs/08_train.ipynb #6855e671
+def read_card(
+    path: Path,  # a checkpoint
+) -> dict:       # what it says about itself
+    "The card of a checkpoint; its weights stay on the disk."
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)["semissl"]
+
 def keep_in_card(
     path: Path,  # a checkpoint
     **entries,   # of its card
@@ -1017,9 +1049,12 @@ def write_predictions(
 
 # %% ../nbs/08_train.ipynb #61f7ca28
 def versions() -> dict[str, str]:
-    "Versions of Python, of this package and of what it stands on."
+    "Versions of Python, of this package and of what it stands on, as far as it is there."
     names = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "scikit-learn", "numpy", "wandb")
-    return {"python": platform.python_version(), "semissl": semissl.__version__} | {n: version(n) for n in names}
+    found = {"python": platform.python_version(), "semissl": semissl.__version__}
+    for name in names:
+        with suppress(PackageNotFoundError): found[name] = version(name)
+    return found
 
 def commit() -> str:
     "Commit of the source tree that this package is imported from, with + when it has changes; \"\" outside one."
@@ -1033,13 +1068,33 @@ def device_name() -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 def peak_memory() -> float | None:
-    "Largest memory so far, MiB: of the GPU, else of this process; None where the system does not tell."
+    "Largest memory so far, MiB: of the GPU since `forget_peak`, else of this process; None where the system does not tell."
     if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     if sys.platform == "win32": return None
     import resource
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
+def forget_peak() -> None:
+    "A run after another one in the same process has a peak of its own; a GPU that nobody has used stays unused."
+    if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats()
+
+def every_process(
+    value: float,   # of this one
+) -> list[float]:   # of all that share the batch
+    "A number from each process."
+    if not torch.distributed.is_initialized(): return [value]
+    found = [0.0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
 # %% ../nbs/08_train.ipynb #b478c016
+def check_processes(
+    config: TrainConfig,  # devices is read
+) -> None:
+    "RuntimeError where a notebook is to start several processes after its kernel has used the GPU: they could not."
+    if config.devices > 1 and torch.cuda.is_initialized() and hasattr(sys, "ps1"):
+        raise RuntimeError(f"expected a kernel that has not used the GPU yet for devices={config.devices}, got one that has: restart the kernel, or run semissl-train in a shell")
+
 def fit(
     config: TrainConfig,            # all choices
     task: Task | None = None,       # images and labels; None = `load_task(config)`
@@ -1047,19 +1102,23 @@ def fit(
     plot: Callable | None = None,   # rows of metrics.csv -> None, called as training goes
 ) -> Result:                        # what result.json holds
     "Train, measure, compare, write; errors are those of `TrainConfig`, `load_task`, `open_run_dir`, `claim` and `train`."
-    run_dir, leader = open_run_dir(config), rank_zero_only.rank == 0                     # of several processes one writes
+    leader = rank_zero_only.rank == 0                                                    # of several processes one writes
+    run_dir = open_run_dir(config, leader)
+    check_processes(config)
     with claim(run_dir) if leader else nullcontext():
-        if (run_dir / "result.json").exists(): return finished(config, run_dir, draw)
+        if (run_dir / "result.json").exists(): return finished(config, run_dir, draw, leader)
         return run(config, task or load_task(config), draw, plot, run_dir, leader)
 
 def finished(
     config: TrainConfig,   # of the run
     run_dir: Path,         # where it lies
     draw: Callable | None, # see `fit`
+    leader: bool = True,   # whether this process writes
 ) -> Result:               # as it was written
     "The result of a finished run; its W&B run is completed when the process was stopped before that."
-    print(f"{run_dir} holds this run, finished: its result is returned. Delete the directory to run it again.")
     result, path = Result.read(run_dir), run_dir / "wandb.json"
+    if not leader: return result
+    print(f"{run_dir} holds this run, finished: its result is returned. Delete the directory to run it again.")
     clean(run_dir)
     if config.wandb_project and path.exists() and not json.loads(path.read_text())["finished"]:
         tracker = Tracker(config, run_dir)
@@ -1085,6 +1144,7 @@ def run(
 ) -> Result:               # what result.json holds
     "The work of `fit`."
     began = time.perf_counter()
+    forget_peak()
     if leader and (told := expectation(config)): print(f"Runs nearest to this one:\n{told}")
     if task.validation is None: folds(task.train.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
     total_steps, size = steps_of(config, task), task.train.images.shape[-1]
@@ -1100,6 +1160,7 @@ def run(
     metrics, after = measure(model, task, temperature=temperature)                       # all training first: a GPU in use forbids a notebook to start processes
     before = measure(build(config, *sizes), replace(task, validation=None))[1]           # the same seed: the weights that training began with
     compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
+    peak = max(read_card(run_dir / "last.ckpt").get("peak_memory_mib", 0.0), peak_memory() or 0.0) or None
     training_seconds, passes = MetricsFile(run_dir / "metrics.csv").read()[-1]["seconds"], total_steps * (config.batch_size + config.labelled_batch_size)
     result = dict(
         config=asdict(config),
@@ -1107,7 +1168,7 @@ def run(
                   validation=len(task.split.validation), classes=card["classes"], label_split_sha256=task.split.sha256, skipped=list(task.train.skipped)),
         metrics=metrics, baselines=compared,
         cost=dict(seconds=round(recorder.earlier + time.perf_counter() - began, 1), training_seconds=training_seconds, image_passes=passes,
-                  views_per_second=round(2 * passes / training_seconds), peak_memory_mib=peak_memory(), device=device_name(), precision=precision(config)),
+                  views_per_second=round(2 * passes / training_seconds), peak_memory_mib=peak, device=device_name(), precision=precision(config)),
         versions=versions(), commit=commit())
     if leader:
         keep_in_card(run_dir / "last.ckpt", total_steps=total_steps, temperature=temperature)

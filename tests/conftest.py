@@ -5,6 +5,7 @@ import pytest
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: processes that are killed and started again; SEMISSL_FAULTS=full makes the full number of faults")
+    config.addinivalue_line("markers", "cuda: needs an NVIDIA GPU; skipped, and counted, where there is none")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
