@@ -152,6 +152,10 @@ class PseudoLabels(nn.Module):
         counts = torch.bincount(labels[labels >= 0], minlength=len(self.prior)) + 1.0
         if self.alignment == "labels": self.prior.copy_(counts / counts.sum())
 
+    def move(self, mean: Tensor, new: Tensor, d: Tensor) -> None:
+        "One step of a running mean; what is not finite (a teacher that overflowed in float16) does not enter it."
+        mean.lerp_(torch.where(new.isfinite(), new, mean), 1 - d)
+
     @torch.no_grad()
     def forward(self,
         p: Tensor,  # (U, K) probabilities
@@ -160,14 +164,14 @@ class PseudoLabels(nn.Module):
         d = ((1 + self.seen) / (10 + self.seen)).clamp(max=self.decay)   # seen: t, batches before this one
         self.seen += 1
         if self.alignment != "none":
-            self.mean.lerp_(gather_rows(p).mean(0), 1 - d)
+            self.move(self.mean, gather_rows(p).mean(0), d)
             p = p * self.prior / self.mean
             p = p / p.sum(1, keepdim=True)
         confidence, y = p.max(1)
         if self.threshold: return y, (confidence >= self.threshold).to(p.dtype)
         everyone = gather_rows(confidence)
-        self.mu.lerp_(everyone.mean(), 1 - d)
-        self.variance.lerp_(everyone.var(unbiased=False), 1 - d)
+        self.move(self.mu, everyone.mean(), d)
+        self.move(self.variance, everyone.var(unbiased=False), d)
         return y, torch.exp(-2 * (confidence - self.mu).clamp(max=0)**2 / self.variance.clamp(min=1e-6))
 
 # %% ../nbs/06_module.ipynb #60a00008

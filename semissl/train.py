@@ -541,8 +541,11 @@ class Recorder(Callback):
     def flush(self, trainer, module, step):
         "The pending steps as one row."
         if not self.pending: return
-        values = dict(zip(LOSSES, torch.stack(self.pending).mean(0).tolist()))
-        self.pending = []
+        rows, n = torch.stack(self.pending), len(self.pending)
+        good = rows[:, 0].isfinite() if trainer.precision == "16-mixed" else torch.ones_like(rows[:, 0], dtype=torch.bool)   # float16 overflows now and then: such a step is skipped
+        *means, used = torch.cat([torch.where(good[:, None], rows, 0).sum(0) / good.sum(), good.sum()[None]]).tolist()
+        values, self.pending = dict(zip(LOSSES, means)), []
+        if used < n and used: warnings.warn(f"{n - used:.0f} of {n} steps before step {step} overflowed in float16 and were skipped: bf16-mixed or 32-true would not", stacklevel=2)
         if not isfinite(values["loss"]):
             raise FloatingPointError(f"expected a finite loss, got {values['loss']} before step {step} of {module.total_steps}: lower lr ({module.lr}) or use precision 32-true")
         row = dict(step=step, epoch=trainer.current_epoch, seconds=round(self.elapsed, 3),

@@ -1,5 +1,5 @@
 "The marks, the batch that nothing happens to, and the table of the faults that tests/faults has made."
-import sys
+import os, sys
 from pathlib import Path
 import pytest
 
@@ -18,6 +18,11 @@ def pytest_xdist_make_scheduler(config, log):
             return "batch" if file in ("test_batch", "test_ray") else file
     config.option.loadscopereorder = False      # the order they are collected in: the faults, which take longest, first
     return ByFile(config, log)
+
+def pytest_runtest_logreport(report):
+    "On a lent GPU every result is told at once: the machine may be gone before the summary."
+    if os.environ.get("SEMISSL_GPU_OUT") and (report.when == "call" or report.failed):
+        print(f"\n{report.outcome} {report.duration:.1f} s {report.nodeid.split('::')[-1]}", *([str(report.longrepr)[-1500:]] if report.failed else []), flush=True)
 
 def faults() -> list: return getattr(sys.modules.get("work"), "FAULTS", [])
 

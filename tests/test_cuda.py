@@ -136,37 +136,6 @@ def test_no_step_waits_for_the_gpu(digits, stage, mode):
     finally: torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
 
-@needs_gpu   # on a CPU tests/faults kill runs, and compare them to the bit
-def test_a_killed_run_goes_on(tmp_path):
-    "SIGKILL in the middle, the same command again: the curve of an undisturbed run, up to what sums in another order differ by."
-    def start(name, **more):
-        words = {**SHORT, "epochs": 40, "precision": "32-true", "run_dir": tmp_path/name, **more}
-        return subprocess.Popen([sys.executable, "-c", "from semissl.train import main; main()", *(f"--{k}={v}" for k, v in words.items())],
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])})
-    whole, killed = start("whole"), start("killed")
-    until = time.monotonic() + 120
-    while time.monotonic() < until and killed.poll() is None:
-        file = tmp_path/"killed"/"metrics.csv"
-        if (tmp_path/"killed"/"last.ckpt").exists() and file.exists() and len(file.read_text().splitlines()) > 12: break
-        time.sleep(.02)
-    assert killed.poll() is None, killed.communicate()[1][-2000:]
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path/"killed"/"result.json").exists()
-    again = start("killed")
-    try:
-        for process in (whole, again):
-            told = process.communicate(timeout=60)[1]
-            assert process.returncode == 0, told[-2000:]
-    finally:
-        for process in (whole, again): process.kill()
-    one, two = (pd.read_csv(tmp_path/n/"metrics.csv") for n in ("whole", "killed"))
-    assert one["step"].tolist() == two["step"].tolist()
-    early = one["step"] < 60
-    assert (one["loss"] - two["loss"])[early].abs().max() < 1e-3*one["loss"].max()
-    a, b = (json.loads((tmp_path/n/"result.json").read_text())["metrics"]["test_accuracy"] for n in ("whole", "killed"))
-    assert a == pytest.approx(b, abs=.03) and a > .9
-
 @needs_gpu
 def test_memory_is_free_after_each_training(tmp_path):
     "The run, both baselines and a fold: afterwards next to nothing is left on the device, and the peak is that of the run."
@@ -232,3 +201,36 @@ def test_several_processes_after_the_gpu_was_used_are_one_sentence(monkeypatch):
     torch.zeros(1, device="cuda")
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     with pytest.raises(RuntimeError, match="expected a kernel that has not used the GPU yet for devices=2"): check_processes(TrainConfig(devices=2))
+
+@needs_gpu   # on a CPU tests/faults kill runs, and compare them to the bit
+def test_a_killed_run_goes_on(tmp_path):
+    "SIGKILL in the middle, the same command again: the curve of an undisturbed run, with torch's deterministic algorithms."
+    def start(name, **more):
+        words = {**SHORT, "epochs": 40, "precision": "32-true", "run_dir": tmp_path/name, **more}
+        exactly = "import torch; torch.use_deterministic_algorithms(True, warn_only=True); from semissl.train import main; main()"
+        return subprocess.Popen([sys.executable, "-c", exactly, *(f"--{k}={v}" for k, v in words.items())],
+                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+    whole, killed = start("whole"), start("killed")
+    until = time.monotonic() + 120
+    while time.monotonic() < until and killed.poll() is None:
+        file = tmp_path/"killed"/"metrics.csv"
+        if (tmp_path/"killed"/"last.ckpt").exists() and file.exists() and len(file.read_text().splitlines()) > 12: break
+        time.sleep(.02)
+    assert killed.poll() is None, killed.communicate()[1][-2000:]
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path/"killed"/"result.json").exists()
+    again = start("killed")
+    try:
+        for process in (whole, again):
+            told = process.communicate(timeout=60)[1]
+            assert process.returncode == 0, told[-2000:]
+    finally:
+        for process in (whole, again): process.kill()
+    one, two = (pd.read_csv(tmp_path/n/"metrics.csv") for n in ("whole", "killed"))
+    assert one["step"].tolist() == two["step"].tolist()
+    gap = ((one["loss"] - two["loss"]).abs() / one["loss"]).max()
+    print(f"largest relative difference of the losses after a kill: {gap:.2e}")
+    assert gap < 1e-2
+    a, b = (json.loads((tmp_path/n/"result.json").read_text())["metrics"]["test_accuracy"] for n in ("whole", "killed"))
+    assert a == pytest.approx(b, abs=.03) and a > .9
