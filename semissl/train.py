@@ -9,12 +9,12 @@ __all__ = ['OBJECTIVES', 'FORMS', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RAN
            'LOSSES', 'METRICS', 'TrainConfig', 'check_type', 'parse_budget', 'expectation', 'config_from', 'Task',
            'own_test_part', 'load_task', 'hold_out', 'fit_test', 'objective', 'kind_of', 'mixes', 'policies',
            'start_from', 'build', 'precision', 'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker',
-           'MetricsFile', 'Recorder', 'Progress', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget',
-           'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'steps_of', 'Result', 'write_json',
-           'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'train_again', 'baseline',
-           'folds', 'calibrate', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name',
-           'peak_memory', 'forget_peak', 'every_process', 'check_processes', 'fit', 'finished', 'clean', 'run',
-           'write_result', 'truth', 'main']
+           'MetricsFile', 'Recorder', 'Progress', 'peak_memory', 'forget_peak', 'every_process', 'newest_whole',
+           'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate', 'Refit', 'Compile', 'train',
+           'check_finished', 'steps_of', 'Result', 'write_json', 'open_run_dir', 'read_card', 'keep_in_card', 'claim',
+           'extend', 'measure', 'train_again', 'baseline', 'folds', 'calibrate', 'picture_arrays', 'write_predictions',
+           'versions', 'commit', 'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'write_result',
+           'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -573,6 +573,27 @@ class Progress(TQDMProgressBar):
         row = self.recorder.rows[-1] if self.recorder.rows else {}
         return {k: f"{row[k]:.3f}" for k in ("loss", "labelled_accuracy") if k in row}
 
+# %% ../nbs/08_train.ipynb #c0ffee18
+def peak_memory() -> float | None:
+    "Largest memory so far, MiB: of the GPU since `forget_peak`, else of this process; None where the system does not tell."
+    if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    if sys.platform == "win32": return None
+    import resource
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+def forget_peak() -> None:
+    "A run after another one in the same process has a peak of its own; a GPU that nobody has used stays unused."
+    if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats()
+
+def every_process(
+    value: float,   # of this one
+) -> list[float]:   # of all that share the batch
+    "A number from each process."
+    if not torch.distributed.is_initialized(): return [value]
+    found = [0.0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
 # %% ../nbs/08_train.ipynb #c4e0b61d
 def newest_whole(
     folder: Path,  # of a run
@@ -1070,26 +1091,6 @@ def device_name() -> str:
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
-def peak_memory() -> float | None:
-    "Largest memory so far, MiB: of the GPU since `forget_peak`, else of this process; None where the system does not tell."
-    if torch.cuda.is_available(): return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    if sys.platform == "win32": return None
-    import resource
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-def forget_peak() -> None:
-    "A run after another one in the same process has a peak of its own; a GPU that nobody has used stays unused."
-    if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats()
-
-def every_process(
-    value: float,   # of this one
-) -> list[float]:   # of all that share the batch
-    "A number from each process."
-    if not torch.distributed.is_initialized(): return [value]
-    found = [0.0] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
-
 # %% ../nbs/08_train.ipynb #b478c016
 def check_processes(
     config: TrainConfig,  # devices is read
@@ -1107,9 +1108,9 @@ def fit(
     "Train, measure, compare, write; errors are those of `TrainConfig`, `load_task`, `open_run_dir`, `claim` and `train`."
     leader = rank_zero_only.rank == 0                                                    # of several processes one writes
     run_dir = open_run_dir(config, leader)
-    check_processes(config)
     with claim(run_dir) if leader else nullcontext():
         if (run_dir / "result.json").exists(): return finished(config, run_dir, draw, leader)
+        check_processes(config)
         return run(config, task or load_task(config), draw, plot, run_dir, leader)
 
 def finished(

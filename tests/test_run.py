@@ -4,6 +4,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT/"nbs"/"experiments"/"train.ipynb"
@@ -99,9 +100,14 @@ def test_two_processes_stay_close_through_all_stages(curves, what):
     for column in [*CURVE[:-1], "pseudo_weight"]: assert two[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=0.1), column
 
 def test_the_notebook_starts_two_processes(tmp_path):
-    "`devices` in train.ipynb, nothing else: one result, written once, with its pictures."
-    done = papermill(tmp_path, {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, **QUICK, devices=2, wandb_project="")
+    "`devices` in train.ipynb, nothing else: one result, written once, with its pictures; one whole checkpoint of the last step, one live W&B run."
+    done = papermill(tmp_path, {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline"}, **QUICK, devices=2)
     assert done.returncode == 0, done.stderr[-4000:]
+    checkpoint = torch.load(tmp_path/"runs"/"digits"/"last.ckpt", weights_only=True)   # by those who trained: the parent has no step and no optimizer
+    assert checkpoint["global_step"] == checkpoint["semissl"]["total_steps"] == 20 and checkpoint["optimizer_states"]
+    live, = (tmp_path/"runs"/"digits"/"wandb").glob("offline-run-*")                    # one W&B run, which no child has taken for an old one
+    shown = subprocess.run([sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(live)], capture_output=True, text=True, timeout=120)
+    for word in ("labelled_accuracy", "test_accuracy", "figures/class_correlation_pair"): assert word in shown.stdout, word
     result = json.loads((tmp_path/"runs"/"digits"/"result.json").read_text())
     assert result["config"]["devices"] == 2 and result["metrics"]["test_accuracy"] > 0.4
     assert len(pd.read_csv(tmp_path/"runs"/"digits"/"metrics.csv")["step"].unique()) == 2
