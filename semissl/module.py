@@ -301,7 +301,10 @@ class SemiSSL(L.LightningModule):
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         online = nn.Sequential(self.encoder, self.head)
-        if self._trainer and self._trainer.precision == "16-mixed": self.ema.heal(online)
+        if self._trainer and self._trainer.precision == "16-mixed":
+            self.ema.heal(online)
+            for m in (self.projector or nn.Module()).modules():               # it has no average: its statistics begin anew
+                if isinstance(m, nn.modules.batchnorm._BatchNorm): m.running_mean.nan_to_num_(0, 0, 0), m.running_var.nan_to_num_(1, 1, 1)
         self.ema.update(online, batch.step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None: checkpoint["semissl"] = self.card | {"total_steps": self.total_steps}
