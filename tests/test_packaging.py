@@ -301,7 +301,12 @@ def test_results_in_the_readme_are_made_from_the_rows():
     shown = [o["data"]["text/markdown"] for c in read(NBS/"index.ipynb").cells if "hide-input" in c.metadata.get("tags", []) for o in c.outputs]
     runs = results_table(sorted(map(str, results.glob("*-label-efficiency.json"))))
     assert shown[0] == summary_table(runs[runs["arm"] == "stages 1+2+3"], by=("name", "labels_per_class"))
-    assert len(shown) == 4 and all(table in text for table in shown)
+    *tables, gpu = shown
+    assert len(tables) == 4 and all(table in text for table in tables)
+    speed, accuracy = (json.loads((results/f"proof-{part}-gpu.json").read_text(encoding="utf-8")) for part in ("speed", "accuracy"))
+    step, = [row for row in speed if row["what"] == "whole step of stage 3"]
+    assert f"{step['views_per_second']:,} views a second" in gpu and gpu.split("(")[0] in text
+    assert f"and {accuracy[0]['metrics']['test_accuracy']:.0%} of CIFAR-10's test images right after {accuracy[0]['seconds']:.0f} seconds" in text
     gains = paired_gain(runs[runs["name"] == "cifar10-cpu"], "stages 1+2+3", "stage 1", 25)
     assert f"- cifar10-cpu, 25 labels a class: {gain_words(gains)}" in shown[1]
     for name, k in (("digits", 1), ("digits", 4), ("cifar10-cpu", 25), ("cifar10-curve", 400)):
