@@ -184,7 +184,7 @@ def solve(
 ) -> np.ndarray:         # (N, K) x of system @ x = b
     "All right-hand sides at once by conjugate gradients (Hestenes & Stiefel 1952), each until it is near enough."
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
         A = torch.sparse_csr_tensor(*(torch.from_numpy(a.astype(kind)) for a, kind in ((system.indptr, np.int64), (system.indices, np.int64), (system.data, np.float64))), size=system.shape, check_invariants=False).to(device)
     r = torch.from_numpy(b).to(device, copy=True)                                         # (N, K)
     x, p, rr, enough = torch.zeros_like(r), r.clone(), (r * r).sum(0), (r * r).sum(0) * rtol**2   # (K,) the last two
