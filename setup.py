@@ -2,7 +2,7 @@
 import re
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 settings = ConfigParser(delimiters=["="], interpolation=None)
@@ -21,7 +21,7 @@ setup(
     python_requires=">=" + package["min_python"],
     long_description=(here/"README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=["semissl"],
+    packages=find_packages(include=["semissl", "semissl.*"]),
     install_requires=lines(package["requirements"]),
     extras_require={name: lines(text) for name, text in settings["extras"].items()},
     entry_points={"console_scripts": lines(package["console_scripts"]), "nbdev": ["semissl = semissl._modidx:d"]},

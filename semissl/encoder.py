@@ -6,9 +6,11 @@ Docs: https://semissl.github.io/semissl/encoder.html.md"""
 
 # %% auto #0
 __all__ = ['SMALL_IMAGE', 'ENCODERS', 'resnet', 'conv_bn', 'ResidualPair', 'small_resnet', 'PreActBlock', 'wide_resnet',
-           'timm_encoder', 'encoder', 'check_encoder', 'stay', 'freeze']
+           'plain_name', 'flat', 'timm_encoder', 'encoder', 'width', 'check_encoder', 'stay', 'freeze']
 
 # %% ../nbs/02_encoder.ipynb #b9131d6a
+import re
+
 import torch
 from torch import Tensor, nn
 from torchvision import models
@@ -19,12 +21,11 @@ SMALL_IMAGE = 64   # up to this side, in pixels, the stem does not shrink the im
 def resnet(
     name: str = "resnet18",    # a torchvision ResNet: "resnet18", "resnet34", "resnet50", ...
     image_size: int = 32,      # side of the views S, pixels; up to 64 the stem is the small-image one
-    pretrained: bool = False,  # start from ImageNet weights (downloads them; keeps the large stem)
-    load: bool = True,         # False: only the architecture of the pretrained one
+    large: bool = False,       # keep the stem of large images, which published weights have
 ) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
     "torchvision's ResNet without its classifier, with a stem that fits the image (He et al. 2016)."
-    net = models.get_model(name, weights="DEFAULT" if pretrained and load else None)
-    if image_size <= SMALL_IMAGE and not pretrained:
+    net = models.get_model(name, weights=None)
+    if image_size <= SMALL_IMAGE and not large:
         net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
         net.maxpool = nn.Identity()
     net.feature_dim = net.fc.in_features
@@ -101,22 +102,43 @@ def wide_resnet(
     return net
 
 # %% ../nbs/02_encoder.ipynb #eb47ea19
+def plain_name(
+    name: str,  # as somebody writes it: "resnet10t.c3_in1k", "timm/resnet10t", "hf_hub:timm/resnet10t.c3_in1k"
+) -> str:       # as timm knows it
+    "The name without where it is from."
+    return re.sub(r"^(hf[-_]hub:)?(timm/)?", "", name)
+
+def flat(module: nn.Module, _, out):
+    "One vector an image from what a model without its classifier may give: several answers are averaged, and so is a map or a row of tokens."
+    if isinstance(out, dict): out = next(iter(out.values()))
+    if isinstance(out, (tuple, list)): out = out[0] if out[0].ndim > 2 else torch.stack(tuple(out)).mean(0)
+    return out.flatten(2).mean(2) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
+
 def timm_encoder(
-    name: str,                 # a name of timm.list_models()
+    name: str,                 # see `plain_name`
     image_size: int = 224,     # side of the views S, pixels (vision transformers must know it)
-    pretrained: bool = False,  # load the published weights (downloads them)
+    pretrained: bool = False,  # with the published weights (downloads them)
 ) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
-    "A timm model without its classifier; ImportError without timm, ValueError for a name that it does not know."
+    "A timm model without its classifier; ImportError without timm, ValueError for a name that it does not know and for a model that does not take such images."
     try: import timm
     except ImportError as err:
         raise ImportError(f"expected timm for the encoder {name!r}, got no such package: pip install timm") from err
-    if not timm.is_model(name.split(".")[0]):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+    plain, wrong = plain_name(name), ""
+    if not timm.is_model(plain.split(".")[0]):
+        near = timm.list_models(f"*{plain.split('_')[0]}*")[:5]
         raise ValueError(f"expected an encoder of {list(ENCODERS)}, a torchvision ResNet or a timm model, got {name!r} (near: {near})")
-    kwargs = {"img_size": image_size} if "vit" in name and "levit" not in name else {}
-    net = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-    net.feature_dim = net.num_features
+    for told in ({"img_size": image_size}, {}):
+        try:
+            net = timm.create_model(plain, pretrained=False, num_classes=0, **told)
+            net.register_forward_hook(flat)
+            net.feature_dim = width(net, image_size)
+            break
+        except Exception as err:                              # each architecture has its own way to refuse
+            wrong = wrong or " ".join(str(err).split())[:160]
+    else: raise ValueError(f"expected an encoder for {image_size}-pixel images, got {name!r}, made for {(timm.get_pretrained_cfg_value(plain, 'input_size') or ('others',))[-1]} ({wrong})")
+    if pretrained: net.load_state_dict(timm.create_model(plain, pretrained=True, num_classes=0, **told).state_dict(), strict=True)
     return net
+
 
 # %% ../nbs/02_encoder.ipynb #b8e789ca
 ENCODERS = {"small": small_resnet, "wrn_28_2": lambda: wide_resnet(28, 2), "wrn_28_8": lambda: wide_resnet(28, 8)}
@@ -124,33 +146,39 @@ ENCODERS = {"small": small_resnet, "wrn_28_2": lambda: wide_resnet(28, 2), "wrn_
 def encoder(
     name: str,                 # "small", "wrn_28_2", "wrn_28_8", a torchvision ResNet or any timm model
     image_size: int = 32,      # side of the views S, pixels
-    pretrained: bool = False,  # start from published weights; ValueError where there are none
-    load: bool = True,         # False: only the architecture of the pretrained one, for weights that come from a checkpoint
+    large: bool = False,       # a ResNet keeps the stem of large images, which published weights have
 ) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
-    "The encoder of that name; ValueError for an unknown name, weights that do not exist or an image too small for it."
-    if name in ENCODERS:
-        if pretrained: raise ValueError(f"expected pretrained=False for {name!r}, which has no published weights, got True")
-        net = ENCODERS[name]()
-    elif name.startswith("resnet") and name in models.list_models(): net = resnet(name, image_size, pretrained, load)
-    else: net = timm_encoder(name, image_size, pretrained and load)
+    "The encoder of that name with random weights; ValueError for an unknown name or an image too small for it."
+    if name in ENCODERS: net = ENCODERS[name]()
+    elif name.startswith("resnet") and name in models.list_models(): net = resnet(name, image_size, large)
+    else: net = timm_encoder(name, image_size)
     check_encoder(net, image_size)
     return net
+
+def width(
+    net: nn.Module,   # an encoder, the user's own included
+    image_size: int,  # side of the views S, pixels
+) -> int:             # D
+    "What a trial pass on the device of the weights says; ValueError unless (2, 3, S, S) gives (2, D)."
+    device = next(net.parameters()).device
+    was = net.training
+    try:
+        with torch.no_grad(): out = net.eval()(torch.zeros(2, 3, image_size, image_size, device=device))
+    except (RuntimeError, AssertionError) as err:
+        raise ValueError(f"expected an encoder for {image_size}-pixel images, got: {err}") from err
+    finally: net.train(was)
+    if out.ndim != 2 or len(out) != 2: raise ValueError(f"expected representations of shape (2, D), got {tuple(out.shape)}")
+    return out.shape[1]
 
 def check_encoder(
     net: nn.Module,   # an encoder, the user's own included
     image_size: int,  # side of the views S, pixels
 ) -> None:
-    "One trial pass on the device of the weights: ValueError unless (2, 3, S, S) gives (2, feature_dim)."
+    "ValueError unless it has a feature_dim that the trial pass confirms."
     D = getattr(net, "feature_dim", None)
     if not isinstance(D, int): raise ValueError(f"expected an encoder with an integer feature_dim, got {D!r}")
-    device = next(net.parameters()).device
-    was, shape = net.training, None
-    try:
-        with torch.no_grad(): shape = tuple(net.eval()(torch.zeros(2, 3, image_size, image_size, device=device)).shape)
-    except (RuntimeError, AssertionError) as err:
-        raise ValueError(f"expected an encoder for {image_size}-pixel images, got: {err}") from err
-    finally: net.train(was)
-    if shape != (2, D): raise ValueError(f"expected representations of shape (2, {D}), got {shape}")
+    if (found := width(net, image_size)) != D: raise ValueError(f"expected representations of shape (2, {D}), got (2, {found})")
+
 
 # %% ../nbs/02_encoder.ipynb #7db3ba4c
 def stay(module: nn.Module, _) -> None:
