@@ -258,6 +258,7 @@ class SemiSSL(L.LightningModule):
         self.lr, self.encoder_lr, self.weight_decay, self.seed = lr, encoder_lr, weight_decay, seed
         self.ema = EMA(nn.Sequential(encoder, head), ema_decay)
         self.pseudo_labels = PseudoLabels(head.out_features, alignment, threshold)
+        self.basis = self.answer = None                                       # on features: what they are made with, and the readers that answer
         self.last_h, self.card = None, {}                                     # card: what a reader of the checkpoint must know
 
     def generator(self, step: int) -> torch.Generator:
@@ -336,8 +337,10 @@ class SemiSSL(L.LightningModule):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K) of the averaged weights."
         encoder, head = self.ema.model
-        h = encoder(self.prepare(images)).float()
-        return h, head(h).float()
+        x = self.prepare(images)
+        h = encoder(x).float()
+        logits = head(h).float()
+        return h, logits if self.answer is None else self.answer(h, x.mean(1), logits)
 
     def configure_optimizers(self) -> dict:
         "AdamW without decay on vectors, the encoder at its own rate, the schedule of `learning_rate` once per step."
