@@ -29,11 +29,12 @@ from .evaluate import encode
 from .label import suggest
 from .module import SemiSSL
 from .predict import Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
-from .train import Recorder, Task, TrainConfig, build, calibrate, folds, keep_in_card, steps_of, train
+from .run.sight import Sight
+from .train import Recorder, Task, TrainConfig, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
 
 # %% auto #0
-__all__ = ['UNREAD', 'one_picture', 'flat_rows', 'as_images', 'label_rows', 'warm', 'learn', 'Answers', 'seed_of',
-           'FewLabelClassifier', 'training_stamp']
+__all__ = ['UNREAD', 'one_picture', 'flat_rows', 'as_images', 'images_for', 'label_rows', 'warm', 'only_seen', 'learn', 'Answers',
+           'seed_of', 'FewLabelClassifier', 'training_stamp']
 
 # %% ../nbs/13_classifier.ipynb #077be498
 def one_picture(
@@ -79,6 +80,22 @@ def as_images(
     names = tuple(str(v) if isinstance(v, (str, Path)) else str(i) for i, v in enumerate(values))
     return ImageSet(resize_images(torch.stack(pictures), size), torch.full((len(pictures),), -1), (), names, "images")
 
+# %% ../nbs/13_classifier.ipynb #2ad0f2ef
+def images_for(
+    images: Any,     # see `as_images`
+    look: int,       # S of the look; 0 = nothing looks, and images are brought to `size`
+    size: int = 0,   # that somebody asked for; 0 = nobody did
+) -> ImageSet:
+    "Images of any kind at a size that suits what looks; errors as `as_images`."
+    if not look: return as_images(images, size)
+    S = size or look
+    if isinstance(images, (str, Path)) and images != "digits": return load_images(images, size_to_load(TrainConfig(data=str(images), encoder="small", weights="none", image_size=S)))
+    try: found = as_images(images)
+    except ValueError as err:
+        if "of one size" not in str(err): raise
+        return as_images(images, S)
+    return found if found.images.shape[-1] <= S else as_images(found, S)
+
 # %% ../nbs/13_classifier.ipynb #ad6c1c91
 def label_rows(
     y: Any,  # N labels; None = no label at all
@@ -105,8 +122,9 @@ def warm(
 ) -> None:
     "Begin where the last training ended; ValueError when the encoder or the projector is another one."
     try:
-        model.encoder.load_state_dict(before.encoder.state_dict(), strict=True)
-        model.projector.load_state_dict(projector, strict=True)
+        if before.answer is not None and not before.classes: return    # it has seen images alone
+        model.encoder.load_state_dict((before.encoder.adapter if before.answer is not None else before.encoder).state_dict(), strict=True)
+        if model.projector is not None: model.projector.load_state_dict(projector, strict=True)
     except RuntimeError as err:
         raise ValueError(f"expected the encoder and projector of the last training for warm_start, got others: {' '.join(str(err).split())[:160]}") from err
     with torch.no_grad():
@@ -117,6 +135,15 @@ def warm(
     model.ema.model.load_state_dict(torch.nn.Sequential(model.encoder, model.head).state_dict())
 
 # %% ../nbs/13_classifier.ipynb #4eecffe0
+def only_seen(
+    sight: Sight,  # its basis fitted
+) -> Predictor:    # whose representation is what was seen, and which knows no class
+    "Images without a label: there is nothing to learn, and much to see."
+    model = Predictor(dict(encoder=sight.recipe.encoder, large=True, image_size=sight.looker.size, classes=[], mean=[0.0] * 3, std=[1.0] * 3, temperature=1.0, sight=sight.card))
+    model.encoder.looker.load_state_dict(sight.looker.state_dict())
+    model.encoder.basis.load_state_dict(sight.basis.state_dict())
+    return model
+
 def learn(
     config: TrainConfig,   # run_dir says where
     images: ImageSet,      # labels -1 but for the labelled ones
@@ -125,20 +152,26 @@ def learn(
 ) -> tuple[Predictor, dict[str, Tensor]]: # the averaged model, and the projector for a later training
     "Train on images with labels, or on images alone; a call that was killed goes on from its last.ckpt. ValueError for calibration by labels that `before` has seen, others as `train`."
     if config.calibration_folds and before is not None and before.classes: raise ValueError("expected calibration_folds where training begins without labels, got a warm start from a model that has seen them")
-    folder, size, classes = Path(config.run_dir), images.images.shape[-1], list(images.classes)
+    folder, size, classes, sight = Path(config.run_dir), images.images.shape[-1], list(images.classes), None
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
     if len(rows): folds(images.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
+    if learns_on(config) == "features":
+        task, sight = seen_by(config, task)
+        if not len(rows): return only_seen(sight), {}
+    config = fitting(config, task)
     total_steps = steps_of(config, task)
-    model = build(config, max(2, len(classes)), size, total_steps)
+    model = build(config, max(2, len(classes)), size, total_steps, sight=sight)
     def begin(model):
         if before is not None: warm(model, before, projector, classes)
     begin(model)
-    model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps)
+    model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps) | (dict(sight=sight.card) if sight else {})
     folder.mkdir(parents=True, exist_ok=True)
     train(model, config, task, Recorder(folder / "metrics.csv"), folder)
     model.card["total_steps"] = model.total_steps                      # what a budget of time has come to
-    if len(rows): keep_in_card(folder / "last.ckpt", temperature=calibrate(model, config, task, model.card, folder, begin))
+    if len(rows):
+        temperature = calibrate(model, config, task, model.card, folder, begin)
+        keep_in_card(folder / "last.ckpt", {"answer.mix": model.answer.mix.cpu()} if sight else None, temperature=temperature)
     state = read_checkpoint(folder / "last.ckpt")["state_dict"]
     return load_predictor(folder), {k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")}
 
@@ -152,7 +185,8 @@ class Answers(ClassifierMixin, TransformerMixin):
     ) -> tuple[Tensor, Tensor]:     # (N, D) representations, (N, K) probabilities
         "One pass of the model."
         check_is_fitted(self)
-        device, pixels = "cuda" if torch.cuda.is_available() else "cpu", as_images(images, self.model_.image_size).images
+        device, size = "cuda" if torch.cuda.is_available() else "cpu", self.model_.image_size
+        pixels = (as_images(images, size) if self.model_.answer is None else images_for(images, size, size)).images
         h, logits = encode(self.model_.to(device), pixels, 256, device)
         self.model_.cpu()
         return h, logits.softmax(1)
@@ -187,7 +221,7 @@ class Answers(ClassifierMixin, TransformerMixin):
         check_is_fitted(self)
         if images is None and not hasattr(self, "images_"):
             raise ValueError("expected images to choose from, got none: a classifier from a file does not carry those it was trained on")
-        images = self.images_ if images is None else as_images(images, self.model_.image_size)
+        images = self.images_ if images is None else images_for(images, self.model_.image_size, self.model_.image_size) if self.model_.answer is not None else as_images(images, self.model_.image_size)
         labels = images.labels if images is getattr(self, "images_", None) and y is None else label_rows(y, len(images))[0]
         h, p = self.outputs(images)
         return suggest(h, k, labels, p if len(self.classes_) else None, seed=seed_of(self.random_state))
@@ -205,19 +239,20 @@ UNREAD = {"test_data", "test_share", "labels", "validation_per_class", "max_bad_
 class FewLabelClassifier(Answers, BaseEstimator):
     "A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`, `TrainConfig` and `learn`."
     def __init__(self,
-        encoder: str = "small",        # as TrainConfig.encoder: "small", "resnet18", any timm name
-        image_size: int = 0,           # side the images are brought to, pixels; 0 = as they are, when all are alike
+        encoder: str = "auto",         # as TrainConfig.encoder: "auto" takes the best pretrained one at hand; "small", "resnet18", any timm name
+        image_size: int = 0,           # side the images are brought to, pixels; 0 = what the encoder's weights want, without weights as they are, when all are alike
         augmentation: str = "auto",    # "photos" or "digits"; "auto" takes "photos"
-        epochs: int = 60,              # passes over the images
+        epochs: int = 60,              # pixels: passes over the images
         budget: str = "",              # instead of epochs: "90 s", "15 min", "1e6 images"
-        pretrained: bool = False,      # start from published weights where the encoder has some
+        weights: str = "auto",         # as TrainConfig.weights: "auto", "none" (from nothing), or a file
+        learn_on: str = "auto",        # as TrainConfig.learn_on: "features", "pixels" or "auto"
         batch_size: int = 128,         # unlabelled images per step; fewer images than that are one batch
         random_state: int = 0,         # of weights, batches and views
         warm_start: bool = False,      # begin the next fit with the weights of the last
         run_dir: str | None = None,    # where training keeps its checkpoints; None = nowhere
         settings: dict | None = None,  # other fields of TrainConfig
     ):
-        self.encoder, self.image_size, self.augmentation, self.epochs, self.budget, self.pretrained = encoder, image_size, augmentation, epochs, budget, pretrained
+        self.encoder, self.image_size, self.augmentation, self.epochs, self.budget, self.weights, self.learn_on = encoder, image_size, augmentation, epochs, budget, weights, learn_on
         self.batch_size, self.random_state, self.warm_start, self.run_dir, self.settings = batch_size, random_state, warm_start, run_dir, settings
 
     def __sklearn_tags__(self):
@@ -225,14 +260,22 @@ class FewLabelClassifier(Answers, BaseEstimator):
         tags.input_tags.two_d_array, tags.input_tags.three_d_array, tags.target_tags.required = False, True, False
         return tags
 
+    def plan(self) -> TrainConfig:
+        "What these parameters choose before any image is seen."
+        return TrainConfig(data="images", image_size=self.image_size, encoder=self.encoder, weights=self.weights, learn_on=self.learn_on, augmentation=self.augmentation)
+
+    def sees(self) -> bool:
+        "Whether images are looked at by a frozen encoder."
+        return learns_on(self.plan()) == "features"
+
     def config(self,
         images: ImageSet,  # to train on
         run_dir: str,      # where
     ) -> TrainConfig:
         "The run that these parameters and images make."
         alone = {} if len(images.classes) else dict(labelled_batch_size=0, head_weight=0.0, correlation_weight=0.0, self_train_from=1.0)
-        chosen = dict(data="images", labels_per_class=0, image_size=images.images.shape[-1], encoder=self.encoder, augmentation=self.augmentation,
-                      epochs=self.epochs, budget=self.budget, pretrained=self.pretrained, batch_size=min(self.batch_size, len(images)),
+        chosen = dict(data="images", labels_per_class=0, image_size=self.image_size if self.sees() else images.images.shape[-1], encoder=self.encoder, augmentation=self.augmentation,
+                      epochs=self.epochs, budget=self.budget, weights=self.weights, learn_on=self.learn_on, batch_size=min(self.batch_size, len(images)),
                       seed=seed_of(self.random_state), baselines=False, wandb_project="", run_dir=run_dir)
         if wrong := sorted((chosen.keys() | UNREAD) & (self.settings or {}).keys()): raise ValueError(f"expected settings that a fit reads and that are no parameter of the classifier, got {', '.join(wrong)}")
         return TrainConfig(**chosen | (self.settings or {}) | alone)
@@ -242,7 +285,7 @@ class FewLabelClassifier(Answers, BaseEstimator):
         y: Any = None,  # see `label_rows`
     ) -> FewLabelClassifier:
         "Learn from all images and the labels there are; warns of images that are there twice."
-        images = as_images(images, self.image_size)
+        images = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, self.image_size)
         labels, classes = label_rows(y, len(images))
         images = ImageSet(images.images, labels, tuple(map(str, classes.tolist())), images.paths, images.source, images.skipped)
         for said in duplicate_report(images): warnings.warn(said, stacklevel=2)

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data import Entry, ImageSet, decode_block, list_folder, list_zip, load_images, one_at_a_time, resize_images, source_files, unique_names, worker_pool, written_whole
-from .encoder import ENCODERS, SMALL_IMAGE, encoder, resnet
+from .encoder import ENCODERS, encoder, resnet
 from .evaluate import encode
 from .heads import LinearHead
+from .method.adapter import Adapter
+from .run.sight import Answer, Sighted, check_sight, sight_of
 
 # %% auto #0
 __all__ = ['CARD', 'INPUT', 'EXPORTS', 'check_card', 'Predictor', 'read_checkpoint', 'fill', 'from_checkpoint', 'digest',
@@ -36,7 +38,7 @@ __all__ = ['CARD', 'INPUT', 'EXPORTS', 'check_card', 'Predictor', 'read_checkpoi
            'to_state_dict', 'export']
 
 # %% ../nbs/09_predict.ipynb #60299995
-CARD = dict(encoder=str, pretrained=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)
+CARD = dict(encoder=str, large=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)   # and `sight` where a frozen encoder looks
 
 # %% ../nbs/09_predict.ipynb #96154c71
 def check_card(
@@ -54,7 +56,7 @@ def check_card(
     if not all(isinstance(c, str) for c in names) or len(set(names)) < len(names) or len(names) == 1:
         raise ValueError(f"expected different names of at least two classes in the card, got {names!r:.80}")
     if not 1 <= card["image_size"] <= 4096: raise ValueError(f"expected an image_size from 1 to 4096 in the card, got {card['image_size']}")
-    return {name: card[name] for name in CARD}
+    return {name: card[name] for name in CARD} | ({} if card.get("sight") is None else dict(sight=check_sight(card["sight"])))
 
 # %% ../nbs/09_predict.ipynb #a084439a
 class Predictor(nn.Module):
@@ -64,9 +66,10 @@ class Predictor(nn.Module):
     ):
         super().__init__()
         self.card = check_card(card)
-        large = card["pretrained"] and card["encoder"].startswith("resnet")                    # published ResNets keep the stem of large images
-        self.encoder = encoder(card["encoder"], max(card["image_size"], SMALL_IMAGE + 1) if large else card["image_size"])
-        self.head = LinearHead(self.encoder.feature_dim, max(2, len(card["classes"])))
+        seen, classes = card.get("sight"), max(2, len(card["classes"]))
+        self.encoder = Sighted(sight_of(seen, load=False), Adapter(seen["dim"], 384 if card["classes"] else 0)) if seen else encoder(card["encoder"], card["image_size"], card["large"])
+        self.head = LinearHead(self.encoder.feature_dim, classes)
+        self.answer = Answer(self.encoder.feature_dim, seen["dim"], classes) if seen else None
         for name in ("mean", "std"): self.register_buffer(name, torch.tensor(card[name]).view(1, 3, 1, 1), persistent=False)
         self.eval()
 
@@ -77,6 +80,9 @@ class Predictor(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K)."
+        if self.answer is not None:
+            h, x = self.encoder(images)
+            return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
         h = self.encoder((images.float() / 255 - self.mean) / self.std).float()
         return h, self.head(h).float() / self.card["temperature"]
 
@@ -120,15 +126,20 @@ def from_checkpoint(
     about, state = checkpoint.get("semissl"), checkpoint.get("state_dict")
     if not isinstance(about, dict) or not isinstance(state, dict) or not isinstance(about.get("config"), dict):
         raise ValueError(f"expected a checkpoint of semissl, got {path.name} of another program, with {[str(k)[:40] for k in checkpoint][:5]}")
-    from semissl.train import TrainConfig, policies                   # Lightning is loaded for its checkpoints only
+    from semissl.train import TrainConfig, chosen_encoder, policies   # Lightning is loaded for its checkpoints only
     try: config = TrainConfig(**about["config"])
     except (TypeError, ValueError) as err: raise ValueError(f"expected a configuration of this version in {path.name}, got: {err}") from err
-    none = policies(config)["none"]
-    card = dict(encoder=config.encoder, pretrained=config.pretrained, image_size=about.get("image_size"), classes=about.get("classes"),
-                mean=[float(v) for v in none.mean], std=[float(v) for v in none.std], temperature=about.get("temperature", 1.0))
+    seen, chosen = about.get("sight"), chosen_encoder(config)
+    none = policies(config, chosen)["none"]
+    card = dict(encoder=seen["encoder"] if seen else chosen.encoder, large=chosen.weights not in ("none", "") and not Path(chosen.weights).is_dir(), image_size=check_sight(seen)["size"] if seen else about.get("image_size"), classes=about.get("classes"),
+                mean=[float(v) for v in none.mean], std=[float(v) for v in none.std], temperature=about.get("temperature", 1.0)) | (dict(sight=seen) if seen else {})
     part = {"0": "encoder", "1": "head"}                              # the average is Sequential(encoder, head)
     found = {k.removeprefix("ema.model."): v for k, v in state.items() if str(k).startswith("ema.model.")}
-    return fill(card, {f"{part.get(k[0], k[0])}{k[1:]}": v for k, v in found.items()}, path.name)
+    weights = {f"{part.get(k[0], k[0])}{k[1:]}": v for k, v in found.items()}
+    if seen:                                                          # the checkpoint has the adapter; the frozen encoder comes from where its weights are
+        weights = {k.replace("encoder.", "encoder.adapter.", 1): v for k, v in weights.items()} | {f"encoder.looker.{k}": v for k, v in sight_of(seen).looker.state_dict().items()}
+        weights |= {k.replace("basis.", "encoder.basis.", 1): v for k, v in state.items() if k.startswith("basis.")} | {k: v for k, v in state.items() if k.startswith("answer.")}
+    return fill(card, weights, path.name)
 
 # %% ../nbs/09_predict.ipynb #4c9e5a8f
 def digest(
@@ -449,7 +460,7 @@ def library_model(
         if classes: raise ValueError(f"expected a torchvision or timm encoder to put the head into, got {name!r}: take head=False, or .safetensors")
         return ENCODERS[name](), ""
     if name.startswith("resnet") and hasattr(importlib.import_module("torchvision.models"), name):
-        net = resnet(name, SMALL_IMAGE + 1 if card["pretrained"] else size)
+        net = resnet(name, size, card["large"])
         if classes: net.fc = nn.Linear(net.feature_dim, classes)
         return net, "fc"
     timm = importlib.import_module("timm")
@@ -463,6 +474,7 @@ def to_state_dict(
     head: bool = False,  # the linear head too, as the classifier
 ) -> None:
     "Weights for torchvision's or timm's own model; ValueError where that model does not compute the same."
+    if model.answer is not None: raise ValueError(f"expected a model that was trained on pixels, got one whose encoder {model.card['encoder']!r} is as it was published: take .safetensors or .onnx, which hold the adapter too")
     net, prefix = library_model(model.card, len(model.classes) if head else 0)
     weights = {k: v.clone() for k, v in model.encoder.state_dict().items()}
     if head: weights |= {f"{prefix}.weight": model.head.weight.detach() / model.card["temperature"], f"{prefix}.bias": model.head.bias.detach() / model.card["temperature"]}

@@ -11,11 +11,11 @@ __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UN
            'fit_test', 'objective', 'mixes', 'policies', 'check_start', 'build', 'precision', 'compile_encoder',
            'keep_freed_memory', 'wandb_mode', 'Tracker', 'MetricsFile', 'Recorder', 'Progress', 'peak_memory',
            'forget_peak', 'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget',
-           'Propagate', 'Refit', 'Settle', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of', 'Result',
-           'write_json', 'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'each_reader',
-           'plain_ways', 'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate', 'calibrate_features',
-           'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name', 'check_processes', 'fit',
-           'finished', 'clean', 'run', 'seen_by', 'write_result', 'truth', 'main']
+           'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of', 'Result', 'write_json',
+           'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'each_reader', 'plain_ways',
+           'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate', 'calibrate_features', 'picture_arrays',
+           'write_predictions', 'versions', 'commit', 'device_name', 'check_processes', 'fit', 'finished', 'clean',
+           'run', 'seen_by', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -68,7 +68,8 @@ from .method.weights import Recipe, ready, recipe
 from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, collapse_warning, fit_temperature
 from .module import SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
-from .run.rounds import READERS, Answer, FeatureSet, Rounds, Sight, featured, logistic, new_sight, sight_of, spread_labels
+from .run.rounds import Rounds, Settle
+from .run.sight import READERS, Answer, FeatureSet, Sight, featured, logistic, new_sight, sight_of
 
 # %% ../nbs/08_train.ipynb #1823e241
 OBJECTIVES = ("barlow_twins", "vicreg", "nt_xent")
@@ -91,7 +92,7 @@ class TrainConfig:
     learn_on: str = "auto"              # "features": look once with the frozen encoder, then train an adapter in seconds; "pixels": train the encoder itself; "auto" takes features where there are weights
     views: str = "plain,mirror"         # features: how each image is looked at, among plain, mirror, crop0 to crop4
     rounds: int = 3                     # features: how often the labels flow over the graph of nearest neighbours and training goes on with what comes
-    round_steps: int = 300              # features: optimizer steps of each round
+    round_steps: int = 0                # features: optimizer steps of each round; 0 for four passes over the images, at least 100 steps
     encoder_lr: float = 1.0             # learning rate of the encoder as a share of lr; 0.1 goes easy on a pretrained one
     frozen: str = ""                    # modules of the encoder that stay as they are, by the beginnings of their names: "conv1,layer1", or "all"
     objective: str = "nt_xent"          # L_ssl: "barlow_twins", "vicreg" or "nt_xent", the best of them on a small budget
@@ -145,8 +146,8 @@ class TrainConfig:
 
 CHOICES = [f.name for f in fields(TrainConfig) if f.name not in ("seed", "baselines", "run_dir", "wandb_project")]   # what the runs of one arm have in common
 BIG = 2**31 - 1
-RANGES = [(n, 1, BIG) for n in ("rounds", "round_steps", "projector_dim", "projector_layers", "epochs", "batch_size", "devices", "nodes")] + [
-    (n, 0, BIG) for n in ("labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "propagate", "calibration_folds", "seed")] + [
+RANGES = [(n, 1, BIG) for n in ("rounds", "projector_dim", "projector_layers", "epochs", "batch_size", "devices", "nodes")] + [
+    (n, 0, BIG) for n in ("round_steps", "labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "propagate", "calibration_folds", "seed")] + [
     (n, 0.0, 1.0) for n in ("test_share", "correlate_from", "self_train_from", "confidence_threshold", "ema_decay", "max_bad_share")] + [
     (n, 0.0, float("inf")) for n in ("lambd_times_dim", "encoder_lr", "ssl_weight_end", "head_weight", "correlation_weight", "pseudo_weight", "lr", "weight_decay")]
 
@@ -837,28 +838,6 @@ class Refit(Callback):
         with torch.no_grad(): head.weight.copy_(W), head.bias.copy_(b)
 
 # %% ../nbs/08_train.ipynb #01266b4d
-class Settle(Callback):
-    "After the last step on features the labels flow once more, and the readers of the answer are fitted; it is part of the last checkpoint."
-    def __init__(self,
-        images: FeatureSet,  # the training images with their few labels
-        how: str,            # frequencies of the classes
-    ): self.images, self.how = images, how
-
-    def on_train_end(self, trainer, module):
-        if trainer.global_step < module.total_steps or not (self.images.labels >= 0).any(): return
-        found = None
-        if trainer.is_global_zero:
-            x = self.images.images
-            with torch.autocast(module.device.type, enabled=False):
-                h = encode(module, x, device=module.device)[0]
-                q, share = spread_labels(h, self.images.labels, self.images.classes, self.how)
-                found = module.answer.cpu().fit(h, q, x.mean(1), self.images.labels).state_dict(), share
-        state, share = trainer.strategy.broadcast(found)
-        module.answer.load_state_dict(state)
-        module.answer.to(module.device)
-        plain = lambda t: None if t is None else [round(float(v), 5) for v in t]
-        module.card["frequencies"] = dict(how=self.how, prior=plain(share.prior), deviation=plain(share.deviation), kept=round(share.kept, 3))
-
 class Compile(Callback):
     "`compile_encoder` in the process that trains."
     def __init__(self, config: TrainConfig): self.config = config
@@ -881,7 +860,7 @@ def train(
     keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
     kept = isinstance(task.train, FeatureSet)
     flow = Rounds(task.train, config.rounds, config.frequencies) if kept else Propagate(task.train, config.propagate if model.objective is not None else 0, config.frequencies)
-    callbacks = [recorder, Budget(0.0 if kept else seconds, recorder, flow), Progress(recorder), Compile(config), flow]
+    callbacks = [recorder, Budget(0.0 if kept else seconds, recorder, flow), *([] if kept else [Progress(recorder)]), Compile(config), flow]   # features take seconds: no bar
     if kept: callbacks.append(Settle(task.train, config.frequencies))
     elif config.refit: callbacks.append(Refit(task.train))
     callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
@@ -893,7 +872,7 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*")   # the average is meant to be in eval mode
         trainer = L.Trainer(max_epochs=-1 if seconds else -(-model.total_steps // per_epoch), devices=config.devices, num_nodes=config.nodes, precision=precision(config), callbacks=callbacks, logger=False,
-                            enable_checkpointing=False, plugins=[keeper.io], enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+                            enable_checkpointing=False, enable_progress_bar=not kept, plugins=[keeper.io], enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
                             default_root_dir=folder)
         with keeper.interruptible(): trainer.fit(model, datamodule=Loader(task.train, config), ckpt_path=newest_whole(folder) if folder else None, weights_only=True)
     if keeper.io.failed: raise OSError(f"expected room for the last checkpoint, got: {keeper.io.failed}")
@@ -918,7 +897,7 @@ def fitting(
 
 def steps_of(config: TrainConfig, task: Task) -> int:
     "Optimizer steps of a run, BIG where time decides; ValueError for a batch larger than the data or a budget below one step."
-    if isinstance(task.train, FeatureSet): return config.rounds * config.round_steps
+    if isinstance(task.train, FeatureSet): return config.rounds * (config.round_steps or max(100, 4 * len(task.train) // config.batch_size))
     if config.batch_size > len(task.train): raise ValueError(f"expected batch_size of at most {len(task.train)}, the number of training images, got {config.batch_size}")
     seconds, passes = parse_budget(config.budget)
     if seconds: return BIG
@@ -1166,7 +1145,7 @@ def calibrate_features(
     y = task.train.labels
     fewest = min(y[y >= 0].unique(return_counts=True)[1].tolist(), default=0)
     n = min(config.calibration_folds or 3, fewest)
-    short = replace(config, rounds=1, round_steps=max(1, min(150, config.round_steps)))
+    short = replace(config, rounds=1, round_steps=min(150, config.round_steps or 150))
     said, truth = [], []
     if task.validation is not None: said, truth = [each_reader(model, task.validation)], [task.validation.labels]
     for out in folds(y, n) if n > 1 and not said else ():
@@ -1308,6 +1287,7 @@ def run(
     if task.validation is None: folds(task.train.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
     size, sight, looked = task.train.images.shape[-1], None, 0.0
     if learns_on(config) == "features":
+        if not config.labelled_batch_size: raise ValueError("expected labelled images in a step on features, got labelled_batch_size=0: learn_on='pixels' trains without labels")
         task, sight = seen_by(config, task, leader)
         looked = time.perf_counter() - began
     config = fitting(config, task)

@@ -14,11 +14,13 @@ NBS = ROOT/"nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS/"experiments"]
 TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS/"tutorials"]
-MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name)]
-MODULES = ["data", "augment", "encoder", "heads", "losses", "metrics", "module", "evaluate", "train", "predict", "label", "batch", "report", "classifier"]  # never fewer
+MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name) or p.parent in (NBS/"method", NBS/"run")]
+MODULES = ["data", "augment", "encoder", "heads", "losses", "metrics", "method.weights", "method.propagate", "method.correlation", "method.adapter", "module", "run.features", "evaluate", "run.sight",
+           "run.rounds", "train", "predict", "label", "batch", "report", "classifier"]  # never fewer; each uses those before it alone
 
 def name(path: Path) -> str: return path.relative_to(NBS).as_posix()
-def number(path: Path) -> int: return int(path.name[:2])
+def module_of(path: Path) -> str: return path.stem[3:] if path.parent == NBS else f"{path.parent.name}.{path.stem}"
+def file_of(module: str) -> Path: return ROOT/"semissl"/(module.replace(".", "/") + ".py")
 def read(path: Path): return nbformat.read(path, as_version=4)
 
 def default_exp(path: Path) -> list[str]:
@@ -94,8 +96,9 @@ def built(tmp_path_factory) -> dict[str, Path]:
     source = tmp_path_factory.mktemp("source")
     for item in ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"]:
         (source/item).write_bytes((ROOT/item).read_bytes())
-    (source/"semissl").mkdir()
-    for path in (ROOT/"semissl").glob("*.py"): (source/"semissl"/path.name).write_bytes(path.read_bytes())
+    for path in (ROOT/"semissl").rglob("*.py"):
+        (source/path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        (source/path.relative_to(ROOT)).write_bytes(path.read_bytes())
     run = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)], cwd=out, env=env,
                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
@@ -124,7 +127,7 @@ sys.path[:] = [site] + [p for p in sys.path if p and p != root]
 def test_every_module_imports_from_the_wheel(built):
     code = """
 import importlib, json, pkgutil, semissl
-found = sorted(m.name for m in pkgutil.iter_modules(semissl.__path__) if not m.name.startswith("_"))
+found = sorted(m.name.removeprefix("semissl.") for m in pkgutil.walk_packages(semissl.__path__, "semissl.") if not m.ispkg and not m.name.split(".")[-1].startswith("_"))
 for m in found:
     path = importlib.import_module(f"semissl.{m}").__file__
     assert path.startswith(site), f"expected a module under {site}, got {path}"
@@ -211,17 +214,17 @@ def test_the_search_for_keys_and_paths_can_fail():
 def test_module_notebook(path):
     "One module each, named like the notebook; executed, with a picture, and small enough to open anywhere."
     nb = read(path)
-    assert default_exp(path) == [path.stem[3:]]
-    assert (ROOT/"semissl"/f"{path.stem[3:]}.py").exists()
+    assert default_exp(path) == [module_of(path)]
+    assert file_of(module_of(path)).exists()
     assert any(c.get("outputs") for c in nb.cells), "expected an executed notebook, got no output"
     assert any("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])), "expected a picture, got none"
     assert path.stat().st_size < 600_000, f"expected under 600 kB, got {path.stat().st_size:,} bytes"
     assert "widgets" not in nb.metadata and not any("widget-view" in mime for c in nb.cells for o in c.get("outputs", []) for mime in o.get("data", {})), "expected no progress bar in the outputs: execute with TQDM_DISABLE=1"
 
 def test_modules_and_notebooks_agree():
-    exported = {p.stem for p in (ROOT/"semissl").glob("*.py") if not p.stem.startswith("_")}
-    assert exported == {p.stem[3:] for p in MODULE_NOTEBOOKS} and set(MODULES) <= exported
-    assert len({number(p) for p in MODULE_NOTEBOOKS}) == len(MODULE_NOTEBOOKS), "two notebooks with one number"
+    exported = {p.relative_to(ROOT/"semissl").with_suffix("").as_posix().replace("/", ".") for p in (ROOT/"semissl").rglob("*.py") if not p.stem.startswith("_")}
+    assert exported == {module_of(p) for p in MODULE_NOTEBOOKS} == set(MODULES)
+    assert [m for m in MODULES if "." not in m] == [module_of(p) for p in MODULE_NOTEBOOKS if p.parent == NBS], "two notebooks with one number, or another order"
 
 def test_experiments_exist_and_are_not_run_as_tests():
     assert (NBS/"experiments/train.ipynb") in EXPERIMENTS and (NBS/"experiments/.notest").exists()
@@ -257,36 +260,35 @@ def test_train_notebook():
 def imports(path: Path) -> tuple[set[str], set[str], bool]:
     "(modules of ours, other top-level packages, whether anything is star-imported) of a Python file, at any depth."
     ours, others, star = set(), set(), False
+    package = ["semissl", *path.parent.relative_to(ROOT/"semissl").parts] if path.is_relative_to(ROOT/"semissl") else ["semissl"]
+    def add(module: str): (ours.add(module.removeprefix("semissl").lstrip(".")) if module.split(".")[0] == "semissl" else others.add(module.split(".")[0]))
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                top, *rest = alias.name.split(".")
-                if top == "semissl": ours.add(rest[0] if rest else "")
-                else: others.add(top)
+            for alias in node.names: add(alias.name)
         elif isinstance(node, ast.ImportFrom):
             star |= any(alias.name == "*" for alias in node.names)
-            parts = (node.module or "").split(".")
-            if node.level: ours |= {parts[0]} if node.module else {alias.name for alias in node.names}
-            elif parts[0] == "semissl": ours |= {parts[1]} if parts[1:] else {alias.name for alias in node.names}
-            else: others.add(parts[0])
+            base = ".".join([*package[:len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
+            if base in ("semissl", "semissl.method", "semissl.run"):
+                for alias in node.names: add(f"{base}.{alias.name}")
+            else: add(base)
     return ours, others, star
 
 @pytest.mark.parametrize("path", MODULE_NOTEBOOKS, ids=name)
 def test_imports(path):
-    "A module imports only lower-numbered ones, by name; 01 to 05 stand alone; 00 to 05 know no Lightning; 11 and 12 no torch."
-    numbers = {p.stem[3:]: number(p) for p in MODULE_NOTEBOOKS}
-    n, (ours, others, star) = number(path), imports(ROOT/"semissl"/f"{path.stem[3:]}.py")
+    "A module imports only those before it, by name; augment to metrics stand alone; whatever comes before module knows no Lightning; batch and report no torch."
+    module = module_of(path)
+    n, (ours, others, star) = MODULES.index(module), imports(file_of(module))
     ours -= {"", "__version__"}   # the package itself, for its version
     assert not star
-    assert ours <= set(numbers) and all(numbers[m] < n for m in ours), f"expected lower-numbered modules, got {sorted(ours)}"
-    if 1 <= n <= 5: assert not ours, f"expected nothing of ours, got {sorted(ours)}"
-    if n <= 5: assert not {"pytorch_lightning", "lightning"} & others
-    if n in (11, 12): assert not {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning"} & others
+    assert ours <= set(MODULES[:n]), f"expected modules before {module}, got {sorted(ours - set(MODULES[:n]))}"
+    if 1 <= n <= MODULES.index("metrics"): assert not ours, f"expected nothing of ours, got {sorted(ours)}"
+    if n < MODULES.index("module"): assert not {"pytorch_lightning", "lightning"} & others
+    if module in ("batch", "report"): assert not {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning"} & others
 
 def test_imports_are_read_at_any_depth(tmp_path):
     path = tmp_path/"m.py"
-    path.write_text("import torch.nn\nfrom .data import x\ndef f():\n    from semissl.losses import y\n    import semissl.heads\n    from os import *\n")
-    assert imports(path) == ({"data", "losses", "heads"}, {"torch", "os"}, True)
+    path.write_text("import torch.nn\nfrom .data import x\ndef f():\n    from semissl.losses import y\n    import semissl.run.features\n    from os import *\n")
+    assert imports(path) == ({"data", "losses", "run.features"}, {"torch", "os"}, True)
 
 # ---- facts that must agree ----------------------------------------------------------------------------------------
 
@@ -327,7 +329,7 @@ def test_a_change_of_owner_is_one_edit_and_a_command():
 def test_owner_is_written_only_where_the_script_looks():
     "Outside pyproject.toml: what .ci/sync.py writes, and what nbdev-export writes."
     slug = sync.facts()["slug"]
-    made = {*sync.wanted(), ROOT/"pyproject.toml", *(ROOT/"semissl").glob("*.py"), NBS/"llms.txt"}
+    made = {*sync.wanted(), ROOT/"pyproject.toml", *(ROOT/"semissl").rglob("*.py"), NBS/"llms.txt"}
     roots = [p for p in ROOT.iterdir() if p.is_file()] + [p for d in (".ci", ".github", "tests", "nbs") for p in (ROOT/d).rglob("*") if not any(part.startswith("tmp") for part in p.relative_to(ROOT).parts) and p.is_file()]   # tmp*: of a notebook that is being tested
     texts = [p for p in roots if p.suffix in {".md", ".cff", ".ini", ".py", ".toml", ".yml", ".yaml", ".in", ".ipynb", ".txt", ".json", ""}]
     found = [p.relative_to(ROOT).as_posix() for p in texts if p not in made and ".ipynb_checkpoints" not in p.parts and slug in p.read_text(encoding="utf-8", errors="ignore")]

