@@ -75,7 +75,7 @@ def speed(seconds):
     images = ImageSet(pixels, torch.arange(n) % 10, tuple("abcdefghij"), tuple(map(str, range(n))), "noise")
     images = hide_labels(images, label_split(images.labels, 4, 0))
     name = "small" if DRY else "resnet18"
-    config = TrainConfig(encoder=name, augmentation="photos", batch_size=U, labelled_batch_size=L, wandb_project="", correlate_from=0.0)
+    config = TrainConfig(encoder=name, weights="none", augmentation="photos", batch_size=U, labelled_batch_size=L, wandb_project="", correlate_from=0.0)
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision(config), torch.bfloat16)
     turn = amount(20, 1)
     with going_on("speed", "two views"):
@@ -193,7 +193,7 @@ def from_nothing(train_set, test_set, seconds):
     from semissl.data import hide_labels, label_split
     from semissl.evaluate import encode
     from semissl.train import BIG, Recorder, Task, TrainConfig, build, measure, precision, steps_of, train
-    config = TrainConfig(data="cifar10", encoder="small" if DRY else "resnet18", augmentation="photos", budget=f"{seconds} s", batch_size=amount(512, 32), labelled_batch_size=amount(64, 16),
+    config = TrainConfig(data="cifar10", encoder="small" if DRY else "resnet18", weights="none", augmentation="photos", budget=f"{seconds} s", batch_size=amount(512, 32), labelled_batch_size=amount(64, 16),
                          baselines=False, wandb_project="", lr=2e-3)
     split = label_split(train_set.labels, 4, 0, 0, train_set.classes)
     task = Task(hide_labels(train_set, split), test_set, None, split)

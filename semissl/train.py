@@ -90,7 +90,7 @@ class TrainConfig:
     encoder: str = "auto"               # "auto" takes the best pretrained one at hand for photos and "small" for digits; "small" trains on a CPU; "resnet18", "wrn_28_2", any timm name
     weights: str = "auto"               # "auto" takes published weights where the encoder has some, "none" begins from nothing; or a .safetensors, .pth or .pt file, or the run_dir of a finished run
     learn_on: str = "auto"              # "features": look once with the frozen encoder, then train an adapter in seconds; "pixels": train the encoder itself; "auto" takes features where there are weights
-    views: str = "plain,mirror"         # features: how each image is looked at, among plain, mirror, crop0 to crop4
+    views: str = "auto"                 # features: how each image is looked at, among plain, mirror, crop0 to crop4; "auto" takes "plain,mirror" for up to 20,000 images, "plain" for more
     rounds: int = 3                     # features: how often the labels flow over the graph of nearest neighbours and training goes on with what comes
     round_steps: int = 0                # features: optimizer steps of each round; 0 for four passes over the images, at least 100 steps
     encoder_lr: float = 1.0             # learning rate of the encoder as a share of lr; 0.1 goes easy on a pretrained one
@@ -137,7 +137,7 @@ class TrainConfig:
         for name, known in dict(objective=OBJECTIVES, correlation_form=tuple(FORMS), precision=PRECISIONS, augmentation=("auto", "digits", "photos"), learn_on=("auto", "features", "pixels"), cutmix=SWITCH, compile=SWITCH).items():
             if getattr(self, name) not in known: raise ValueError(f"expected {name} to be one of {list(known)}, got {getattr(self, name)!r}")
         parse_budget(self.budget)
-        check_views(self.views)
+        if self.views != "auto": check_views(self.views)
         if self.frequencies not in HOW and "=" not in self.frequencies: raise ValueError(f"expected frequencies to be one of {list(HOW)} or a share for each class, like 'cat=0.2,dog=0.8', got {self.frequencies!r}")
         if self.calibration_folds == 1 or self.labels_per_class and self.calibration_folds > self.labels_per_class - self.validation_per_class:
             raise ValueError(f"expected calibration_folds of 0 or from 2 to the labels of a class that train, got {self.calibration_folds}")
@@ -175,24 +175,24 @@ def parse_budget(
 
 # %% ../nbs/08_train.ipynb #e0e5c7ed
 EXPECTED = (   # data, labels per class, seconds of training, image passes, mean and deviation of the test accuracy, runs, device, what was not at its default; written by .ci/sync.py
-    ("cifar10", 4, 549, 99840, 0.2839, 0.0224, 2, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
-    ("cifar10", 4, 113, 99840, 0.2843, 0.0205, 3, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004, calibration_folds=2"),
-    ("cifar10", 25, 335, 131040, 0.4845, 0.0062, 2, "x86_64 CPU, 2 threads", "cutmix=off, correlation_weight=1.0, propagate=0, refit=False, alignment=uniform"),
-    ("cifar10", 25, 364, 99840, 0.4252, 0.0077, 2, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
-    ("cifar10", 25, 98, 99840, 0.4129, 0.0148, 3, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004, calibration_folds=2"),
-    ("cifar10", 25, 209, 299904, 0.4676, 0.0215, 5, "x86_64 CPU, 1 threads", "image_size=16, correlate_from=0.4, correlation_weight=1.0, correlation_form=sample, propagate=0, labelled_batch_size=64, lr=0.004"),
-    ("cifar10", 25, 302, 299904, 0.4729, 0.0220, 5, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
-    ("cifar10", 100, 551, 99840, 0.4677, 0.0131, 2, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
-    ("cifar10", 400, 511, 99840, 0.5105, 0.0081, 2, "x86_64 CPU, 1 threads", "image_size=16, labelled_batch_size=64, lr=0.004"),
-    ("digits", 1, 209, 119952, 0.9800, 0.0122, 3, "x86_64 CPU, 1 threads", "correlation_weight=1.0"),
-    ("digits", 1, 110, 338050, 0.9888, 0.0054, 5, "x86_64 CPU, 1 threads", ""),
-    ("digits", 1, 110, 105034, 0.9780, 0.0133, 5, "x86_64 CPU, 2 threads", ""),
-    ("digits", 4, 205, 119952, 0.9913, 0.0031, 3, "x86_64 CPU, 1 threads", "correlation_weight=1.0"),
-    ("digits", 4, 110, 345475, 0.9884, 0.0055, 5, "x86_64 CPU, 1 threads", ""),
-    ("digits", 4, 110, 119314, 0.9840, 0.0062, 5, "x86_64 CPU, 2 threads", ""),
-    ("digits", 10, 228, 119952, 0.9913, 0.0012, 3, "x86_64 CPU, 1 threads", "correlation_weight=1.0"),
-    ("digits", 10, 110, 351691, 0.9932, 0.0044, 5, "x86_64 CPU, 1 threads", ""),
-    ("digits", 10, 110, 110880, 0.9900, 0.0051, 5, "x86_64 CPU, 2 threads", ""),
+    ("cifar10", 4, 549, 99840, 0.2839, 0.0224, 2, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlation_form=feature, labelled_batch_size=64, lr=0.004"),
+    ("cifar10", 4, 113, 99840, 0.2843, 0.0205, 3, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlation_form=feature, labelled_batch_size=64, lr=0.004, calibration_folds=2"),
+    ("cifar10", 25, 335, 131040, 0.4845, 0.0062, 2, "x86_64 CPU, 2 threads", "encoder=small, cutmix=off, correlation_weight=1.0, correlation_form=feature, propagate=0, refit=False"),
+    ("cifar10", 25, 364, 99840, 0.4252, 0.0077, 2, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlation_form=feature, labelled_batch_size=64, lr=0.004"),
+    ("cifar10", 25, 98, 99840, 0.4129, 0.0148, 3, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlation_form=feature, labelled_batch_size=64, lr=0.004, calibration_folds=2"),
+    ("cifar10", 25, 209, 299904, 0.4676, 0.0215, 5, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlate_from=0.4, correlation_weight=1.0, correlation_form=sample, propagate=0, labelled_batch_size=64, lr=0.004"),
+    ("cifar10", 25, 302, 299904, 0.4729, 0.0220, 5, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlation_form=feature, labelled_batch_size=64, lr=0.004"),
+    ("cifar10", 100, 551, 99840, 0.4677, 0.0131, 2, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlation_form=feature, labelled_batch_size=64, lr=0.004"),
+    ("cifar10", 400, 511, 99840, 0.5105, 0.0081, 2, "x86_64 CPU, 1 threads", "image_size=16, encoder=small, correlation_form=feature, labelled_batch_size=64, lr=0.004"),
+    ("digits", 1, 209, 119952, 0.9800, 0.0122, 3, "x86_64 CPU, 1 threads", "encoder=small, correlation_weight=1.0, correlation_form=feature"),
+    ("digits", 1, 110, 338050, 0.9888, 0.0054, 5, "x86_64 CPU, 1 threads", "encoder=small, correlation_form=feature"),
+    ("digits", 1, 110, 105034, 0.9780, 0.0133, 5, "x86_64 CPU, 2 threads", "encoder=small, correlation_form=feature"),
+    ("digits", 4, 205, 119952, 0.9913, 0.0031, 3, "x86_64 CPU, 1 threads", "encoder=small, correlation_weight=1.0, correlation_form=feature"),
+    ("digits", 4, 110, 345475, 0.9884, 0.0055, 5, "x86_64 CPU, 1 threads", "encoder=small, correlation_form=feature"),
+    ("digits", 4, 110, 119314, 0.9840, 0.0062, 5, "x86_64 CPU, 2 threads", "encoder=small, correlation_form=feature"),
+    ("digits", 10, 228, 119952, 0.9913, 0.0012, 3, "x86_64 CPU, 1 threads", "encoder=small, correlation_weight=1.0, correlation_form=feature"),
+    ("digits", 10, 110, 351691, 0.9932, 0.0044, 5, "x86_64 CPU, 1 threads", "encoder=small, correlation_form=feature"),
+    ("digits", 10, 110, 110880, 0.9900, 0.0051, 5, "x86_64 CPU, 2 threads", "encoder=small, correlation_form=feature"),
 )
 
 def expectation(
@@ -236,7 +236,7 @@ def learns_on(
     config: TrainConfig,  # learn_on, encoder and weights are read
 ) -> str:                 # "features" or "pixels"
     "What a run learns on; ValueError for features of an encoder without weights."
-    if config.learn_on == "pixels" or config.learn_on == "auto" and (kind_of(config) == "digits" and config.encoder == "auto" or config.frozen): return "pixels"
+    if config.learn_on == "pixels" or config.learn_on == "auto" and (kind_of(config) == "digits" and config.encoder == "auto" or config.frozen or Path(config.weights).is_dir()): return "pixels"   # a run of ours goes on
     chosen = chosen_encoder(config)
     if config.learn_on == "features" and chosen.weights == "none": raise ValueError(f"expected an encoder with weights for learn_on='features', got {chosen}")
     return "pixels" if chosen.weights == "none" else "features"
@@ -1331,8 +1331,8 @@ def seen_by(
 ) -> tuple[Task, Sight]:  # the same on features
     "Look at all images of a task once, or find that they were looked at; errors as `look` and `looker_of`."
     chosen, folder = chosen_encoder(config), looks_folder(config.data)
-    if leader: print(chosen)
     sight = new_sight(chosen, len(task.train), config.image_size, config.views)
+    if leader: print(f"{chosen}; {len(task.train)} images at {sight.looker.size} px, {' and '.join(sight.views)}")
     train = featured(task.train, sight, folder)
     validation = train.select(task.split.validation) if task.validation is not None else None
     if validation is not None: validation = replace(validation, labels=task.validation.labels)

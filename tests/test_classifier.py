@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from semissl import FewLabelClassifier
 from semissl.data import from_arrays
 
-@parametrize_with_checks([FewLabelClassifier(epochs=1)])
+@parametrize_with_checks([FewLabelClassifier(encoder="small", epochs=1)])
 def test_scikit_learn(estimator, check): check(estimator)
 
 ALSO = ["check_parameters_default_constructible", "check_no_attributes_set_in_init", "check_get_params_invariance", "check_set_params", "check_do_not_raise_errors_in_init_or_set_param", "check_mixin_order",
@@ -21,7 +21,7 @@ ALSO = ["check_parameters_default_constructible", "check_no_attributes_set_in_in
 @pytest.mark.parametrize("name", ALSO)
 def test_scikit_learn_by_name(name):
     if not (check := getattr(estimator_checks, name, None)): pytest.skip(f"scikit-learn {sklearn.__version__} has no {name}")
-    check("FewLabelClassifier", FewLabelClassifier(epochs=1))
+    check("FewLabelClassifier", FewLabelClassifier(encoder="small", epochs=1))
 
 @pytest.fixture(scope="module")
 def data():
@@ -32,7 +32,7 @@ def data():
     return x, y, np.where(np.arange(40) % 3 == 0, y, -1)
 
 @pytest.fixture(scope="module")
-def fitted(data): return FewLabelClassifier(epochs=12, batch_size=20, settings={"projector_dim": 32}).fit(data[0], data[2])
+def fitted(data): return FewLabelClassifier(encoder="small", epochs=12, batch_size=20, settings={"projector_dim": 32}).fit(data[0], data[2])
 
 def test_answers_agree(data, fitted):
     x, y, _ = data
@@ -79,7 +79,7 @@ def test_hidden_labels_never_matter(data, fitted):
 @pytest.mark.parametrize("images, y, told", [(np.zeros((4, 5)), None, "expected rows of S"), (np.zeros((4, 8, 8, 3)), [0, 1], "expected 4 labels"), (np.full((4, 8, 8), 7.0), None, "expected floats in [0, 1]"), ([], None, "expected at least 1 image"),
                                              (np.zeros((4, 8, 8)), [1, 1, -1, 1], "at least 2 classes"), (["nowhere.png"], None, "nowhere.png: expected"), (np.zeros((4, 8, 6)), None, "expected square images or a size")])
 def test_nonsense_is_refused(images, y, told):
-    with pytest.raises(ValueError) as said: FewLabelClassifier(epochs=1).fit(images, y)
+    with pytest.raises(ValueError) as said: FewLabelClassifier(encoder="small", epochs=1).fit(images, y)
     assert told in str(said.value)
 
 def test_before_fit_it_says_so(data):
@@ -91,7 +91,7 @@ def test_paths_of_mixed_photos(tmp_path):
     truth = photos(tmp_path/"p", 30)
     paths = [str(tmp_path/"p"/name) for name in truth]
     y = [kind if i < 12 else "" for i, kind in enumerate(truth.values())]
-    found = FewLabelClassifier(image_size=16, epochs=2, batch_size=15).fit(paths, y)
+    found = FewLabelClassifier(encoder="small", image_size=16, epochs=2, batch_size=15).fit(paths, y)
     assert found.predict(paths).shape == (30,) and list(found.classes_) == ["flower", "pattern", "temple"]
 
 def test_import_does_no_work():

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from semissl.predict import Predictor, digest, export, load_predictor, predict_table
 
-CARD = dict(encoder="small", pretrained=False, image_size=16, classes=["cat", "dog", "🐸"], mean=[0.5] * 3, std=[0.5] * 3, temperature=1.5)
+CARD = dict(encoder="small", large=False, image_size=16, classes=["cat", "dog", "🐸"], mean=[0.5] * 3, std=[0.5] * 3, temperature=1.5)
 
 def model(**changes):
     torch.manual_seed(0)
