@@ -1,0 +1,76 @@
+"What no notebook cell can show of the look: killed in the middle, twice at once, a full disk, and how much memory it takes."
+import os, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pytest, torch
+from semissl.run.features import Looker, look
+
+CODE = """
+import sys, resource, torch
+from pathlib import Path
+from semissl.encoder import small_resnet
+from semissl.run.features import Looker, look
+torch.set_num_threads(1); torch.manual_seed(0)
+looker = Looker(small_resnet(8), 32, (.5,) * 3, (.5,) * 3)
+import numpy as np
+pixels = torch.from_numpy(np.load(sys.argv[2], mmap_mode="c"))[:int(sys.argv[3])]
+seen = look(pixels, looker, ["plain", "mirror"], Path(sys.argv[1]), block=16)
+print(seen.fresh, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pixels")/"pixels.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (4000, 3, 64, 64), dtype=np.uint8))
+    return path
+
+def start(folder, pixels, n=4000):
+    return subprocess.Popen([sys.executable, "-c", CODE, str(folder), str(pixels), str(n)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+def finished(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return tuple(map(int, out.split()))
+
+def rows(folder):
+    "Features of each view by the name of the pixels."
+    found = {}
+    for view in ("plain", "mirror"):
+        place, = folder.glob(f"*/{view}")
+        names = np.fromfile(place/"names.bin", "V16")
+        h = np.fromfile(place/"rows.f16", np.float16).reshape(len(names), 64)
+        found[view] = {n.tobytes(): r for n, r in zip(names, h)}
+    return found
+
+def test_a_killed_look_goes_on(tmp_path, pixels):
+    first = start(tmp_path/"a", pixels)
+    while not any(p.stat().st_size > 16 * 300 for p in (tmp_path/"a").glob("*/plain/names.bin")):
+        assert first.poll() is None, first.communicate()[1][-2000:]
+        time.sleep(.02)
+    first.send_signal(signal.SIGKILL); first.wait()
+    for torn in (tmp_path/"a").glob("*/plain/rows.f16"):
+        with open(torn, "ab") as file: file.write(b"\0" * 77)                       # as a kill inside a write leaves it
+    fresh, _ = finished(start(tmp_path/"a", pixels))
+    assert fresh == 4000                                                             # of the mirrored view all; of the plain one what was missing
+    assert finished(start(tmp_path/"a", pixels))[0] == 0
+    finished(start(tmp_path/"b", pixels))
+    a, b = rows(tmp_path/"a"), rows(tmp_path/"b")
+    for view in a:
+        assert a[view].keys() == b[view].keys() and len(a[view]) == 4000
+        for name, h in b[view].items(): np.testing.assert_allclose(a[view][name].astype(float), h.astype(float), rtol=2e-3, atol=2e-3)
+
+def test_two_at_once_look_once(tmp_path, pixels):
+    both = [start(tmp_path, pixels, 1500) for _ in range(2)]
+    [finished(p) for p in both]
+    assert {len(v) for v in rows(tmp_path).values()} == {1500}
+    for view in ("plain", "mirror"):
+        names = np.fromfile(next(tmp_path.glob(f"*/{view}/names.bin")), "V16")
+        assert len(np.unique(names)) == len(names), "an image was looked at twice"
+
+def test_memory_does_not_grow_with_the_images(tmp_path, pixels):
+    few, many = (finished(start(tmp_path/str(n), pixels, n))[1] for n in (400, 4000))
+    assert many - few < 60, f"{few} MiB for 400 images, {many} for 4,000, whose pixels are 47 MiB and features 1 MiB"
+
+def test_a_folder_that_cannot_be_written(tmp_path, pixels):
+    from semissl.encoder import small_resnet
+    (tmp_path/"file").write_text("in the way")
+    with pytest.raises(OSError): look(torch.from_numpy(np.load(pixels)[:4]), Looker(small_resnet(8), 32, (.5,) * 3, (.5,) * 3), ["plain"], tmp_path/"file")
