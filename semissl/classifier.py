@@ -206,6 +206,14 @@ class Answers(ClassifierMixin, TransformerMixin):
         best = self.predict_proba(images).argmax(1)
         return self.classes_[best]
 
+    def familiarity(self,
+        images: Any,   # see `as_images`
+    ) -> np.ndarray:   # (N,) 0 to 1
+        "Share of the training images that are as far from every class: near 0, an image is perhaps none of them; ValueError for a model trained on pixels."
+        check_is_fitted(self)
+        pixels = images_for(images, self.model_.image_size, self.model_.image_size).images
+        with torch.inference_mode(): return torch.cat([self.model_.familiarity(part) for part in pixels.split(64)]).numpy()
+
     def transform(self,
         images: Any,   # see `as_images`
     ) -> np.ndarray:   # (N, D) float32

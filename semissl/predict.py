@@ -78,6 +78,11 @@ class Predictor(nn.Module):
     @property
     def image_size(self) -> int: return self.card["image_size"]
 
+    def familiarity(self, images: Tensor) -> Tensor:
+        "uint8 images (N, 3, S, S) -> (N,) from 0 (further from every class than any training image) to 1; ValueError for a model that was trained on pixels."
+        if self.answer is None: raise ValueError("expected a model that learnt on features, got one trained on pixels, which keeps no distances")
+        return self.answer.familiarity(self.encoder(images)[1])
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K)."
         if self.answer is not None:

@@ -153,7 +153,7 @@ class Answer(nn.Module):
     ):
         super().__init__()
         self.tau = tau
-        for name, shape in dict(means=(classes, feature_dim), A=(classes, dim), a=(classes,)).items(): self.register_buffer(name, torch.zeros(shape))
+        for name, shape in dict(means=(classes, feature_dim), A=(classes, dim), a=(classes,), seen_means=(classes, dim), distances=(201,)).items(): self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("mix", torch.tensor([1.0, 0, 0]))        # the head alone, until `fit`
 
     def readers(self,
@@ -168,6 +168,16 @@ class Answer(nn.Module):
     def forward(self, h: Tensor, x: Tensor, logits: Tensor) -> Tensor:
         return (self.mix[:, None, None] * self.readers(h, x, logits)).sum(0).clamp(min=1e-12).log()
 
+    def apart(self, x: Tensor) -> Tensor:
+        "1 - cosine to the nearest class mean of the features, which no label has bent: (N,)."
+        return 1 - (nn.functional.normalize(x, dim=1) @ self.seen_means.T).max(1).values
+
+    def familiarity(self,
+        x: Tensor,  # (N, d) features, the mean over views
+    ) -> Tensor:    # (N,) from 0 to 1
+        "Share of the training images that are at least as far from every class as this one: 0 = further than any, so perhaps none of the classes."
+        return 1 - torch.searchsorted(self.distances, self.apart(x).contiguous()).clamp(max=200) / 200
+
     @torch.no_grad()
     def fit(self,
         h: Tensor,       # (N, D) representations of all training images
@@ -180,6 +190,8 @@ class Answer(nn.Module):
         u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
         m = q.T @ u
         self.means.copy_(nn.functional.normalize(m - m.mean(1, keepdim=True), dim=1))
+        self.seen_means.copy_(nn.functional.normalize(q.T @ nn.functional.normalize(x, dim=1), dim=1))
+        self.distances.copy_(torch.quantile(self.apart(x[torch.linspace(0, len(x) - 1, min(len(x), 20_000)).long()]), torch.linspace(0, 1, 201)))
         A, a = logistic(x[y >= 0], y[y >= 0], len(self.a), C)
         self.A.copy_(A), self.a.copy_(a)
         self.mix.copy_(torch.tensor([.25, .25, .5]))
