@@ -861,7 +861,7 @@ def train(
     kept = isinstance(task.train, FeatureSet)
     flow = Rounds(task.train, config.rounds, config.frequencies) if kept else Propagate(task.train, config.propagate if model.objective is not None else 0, config.frequencies)
     callbacks = [recorder, Budget(0.0 if kept else seconds, recorder, flow), *([] if kept else [Progress(recorder)]), Compile(config), flow]   # features take seconds: no bar
-    if kept: callbacks.append(Settle(task.train, config.frequencies))
+    if kept: callbacks.append(Settle(task.train, flow))
     elif config.refit: callbacks.append(Refit(task.train))
     callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"): logging.getLogger(name).setLevel(logging.WARNING)

@@ -168,6 +168,7 @@ def estimate(
     classes: int,      # K
     draws: int = 20,   # of the labels, with replacement
     seed: int = 0,     # of these
+    noise: Tensor | None = None,  # (K,) deviation at least: what the same labels had before they bent the representation
 ) -> Frequencies:      # of all rows
     "Frequencies by the histogram of class means, as far as it is more than noise (James & Stein 1961); what the labels say where no class has two."
     y, start = y.cpu(), by_labels(y.cpu(), classes)
@@ -182,9 +183,10 @@ def estimate(
     apart = ((u[rows] - mean[y[rows]]) * (n / (n - 1).clamp(min=1)).sqrt()[:, None])[n > 1]   # (L', D) of all classes: one with a single label borrows from the others
     moved = []
     for _ in range(draws):
-        noise = apart[torch.randint(len(apart), (len(rows),), generator=g)]
-        moved.append(histogram(u, mean + member @ noise / member.sum(1, keepdim=True).clamp(min=1)))
+        astray = apart[torch.randint(len(apart), (len(rows),), generator=g)]
+        moved.append(histogram(u, mean + member @ astray / member.sum(1, keepdim=True).clamp(min=1)))
     deviation = torch.stack(moved).std(0)
+    if noise is not None: deviation = torch.maximum(deviation, noise.cpu())
     kept = (1 - deviation.square().sum() / (found - start).square().sum().clamp(min=1e-12)).clamp(0, 1)
     prior = torch.where(counts > 0, (start + kept * (found - start)).clamp(min=.2 * start), 0)   # nobody is talked out of existence
     return Frequencies(prior / prior.sum(), deviation, float(kept))
@@ -194,10 +196,11 @@ def frequencies(
     y: Tensor,                 # (N,) labels, -1 = unlabelled
     classes: tuple[str, ...],  # names of K classes
     how: str | dict = "estimated",  # one of `HOW`, or what is known, see `given_frequencies`
+    noise: Tensor | None = None,    # see `estimate`
 ) -> Frequencies:
     "How frequent the classes are among all rows; errors as `given_frequencies`."
     known, K = given_frequencies(how, classes), len(classes)
     if known is not None: return Frequencies(known, None)
-    if how == "estimated": return estimate(h, y, K)
+    if how == "estimated": return estimate(h, y, K, noise=noise)
     return Frequencies(dict(labels=by_labels(y, K), uniform=torch.full((K,), 1 / K), none=None)[how], None)
 

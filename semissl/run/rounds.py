@@ -26,9 +26,10 @@ def spread_labels(
     classes: Sequence[str],    # names of K classes
     how: str = "estimated",    # frequencies, see `method.propagate.frequencies`
     k: int = 15,               # neighbours in the graph
+    noise: Tensor | None = None,  # (K,) deviation of the first estimate, on features that no label has bent
 ) -> tuple[Tensor, Frequencies]:  # (N, K) soft labels, the given ones certain; the frequencies
     "Estimate how frequent the classes are, let the labels flow."
-    found = frequencies(h, y, tuple(classes), how)
+    found = frequencies(h, y, tuple(classes), how, noise)
     q = propagate(h, y, len(classes), k, prior=found.prior)
     q[y >= 0] = nn.functional.one_hot(y[y >= 0], len(classes)).float()
     return q, found
@@ -43,10 +44,10 @@ class Rounds(Callback):
         how: str = "estimated",  # see `spread_labels`
     ):
         self.images, self.times, self.how = images, times, how
-        self.done, self.q, self.spent, self.ahead = 0, None, 0.0, 0.0     # seconds so far, and to come: see `Budget`
+        self.done, self.q, self.noise, self.spent, self.ahead = 0, None, None, 0.0, 0.0     # seconds so far, and to come: see `Budget`
 
-    def state_dict(self) -> dict: return dict(done=self.done, q=self.q)
-    def load_state_dict(self, state: dict) -> None: self.done, self.q = state["done"], state["q"]
+    def state_dict(self) -> dict: return dict(done=self.done, q=self.q, noise=self.noise)
+    def load_state_dict(self, state: dict) -> None: self.done, self.q, self.noise = state["done"], state["q"], state["noise"]
 
     def due(self, step: int, total: int) -> int: return 1 + min(self.times - 1, step * self.times // max(1, total))
 
@@ -60,8 +61,9 @@ class Rounds(Callback):
             x = self.images.images
             with torch.autocast(module.device.type, enabled=False):
                 h = encode(module, x, device=module.device)[0].to(module.device) if batch.step else x.mean(1).to(module.device)
-                self.q, _ = spread_labels(h, self.images.labels, self.images.classes, self.how)
-        self.q, self.done = trainer.strategy.broadcast(self.q), due
+                self.q, found = spread_labels(h, self.images.labels, self.images.classes, self.how, noise=self.noise)
+                if not batch.step: self.noise = found.deviation
+        (self.q, self.noise), self.done = trainer.strategy.broadcast((self.q, self.noise)), due
         module.teach_with(self.q)
         self.ahead = (self.times - due) * (time.perf_counter() - began)
         self.spent += time.perf_counter() - began
@@ -71,8 +73,8 @@ class Settle(Callback):
     "The last propagation and the readers of the answer; part of the last checkpoint."
     def __init__(self,
         images: FeatureSet,  # the training images with their few labels
-        how: str,            # frequencies of the classes
-    ): self.images, self.how = images, how
+        rounds: Rounds,      # that came before
+    ): self.images, self.rounds = images, rounds
 
     def on_train_end(self, trainer, module):
         if trainer.global_step < module.total_steps or not (self.images.labels >= 0).any(): return
@@ -81,10 +83,10 @@ class Settle(Callback):
             x = self.images.images
             with torch.autocast(module.device.type, enabled=False):
                 h = encode(module, x, device=module.device)[0]
-                q, share = spread_labels(h, self.images.labels, self.images.classes, self.how)
+                q, share = spread_labels(h, self.images.labels, self.images.classes, self.rounds.how, noise=self.rounds.noise)
                 found = module.answer.cpu().fit(h, q, x.mean(1), self.images.labels).state_dict(), share
         state, share = trainer.strategy.broadcast(found)
         module.answer.load_state_dict(state)
         module.answer.to(module.device)
         plain = lambda t: None if t is None else [round(float(v), 5) for v in t]
-        module.card["frequencies"] = dict(how=self.how, prior=plain(share.prior), deviation=plain(share.deviation), kept=round(share.kept, 3))
+        module.card["frequencies"] = dict(how=self.rounds.how, prior=plain(share.prior), deviation=plain(share.deviation), kept=round(share.kept, 3))
