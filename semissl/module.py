@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .augment import cutmix
-from .losses import cross_entropy, gather_rows, weighted_mean
+from .losses import cross_entropy, gather_rows
 from .method.correlation import correlation, sureness
 
 # %% ../nbs/06_module.ipynb #cf8043ba
