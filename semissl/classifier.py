@@ -89,7 +89,7 @@ def images_for(
     "Images of any kind at a size that suits what looks; errors as `as_images`."
     if not look: return as_images(images, size)
     S = size or look
-    if isinstance(images, (str, Path)) and images != "digits": return load_images(images, size_to_load(TrainConfig(data=str(images), encoder="small", weights="none", image_size=S)))
+    if isinstance(images, (str, Path)) and images != "digits": return load_images(images, size_to_load(str(images), S))
     try: found = as_images(images)
     except ValueError as err:
         if "of one size" not in str(err): raise
@@ -180,13 +180,17 @@ class Answers(ClassifierMixin, TransformerMixin):
     "The half of the classifier that needs `model_` and `classes_`; scikit-learn's NotFittedError without them, other errors as `as_images`."
     def __sklearn_is_fitted__(self) -> bool: return hasattr(self, "model_")
 
+    def shown(self, images: Any) -> ImageSet:
+        "Images as the model takes them."
+        size = self.model_.image_size
+        return as_images(images, size) if self.model_.answer is None else images_for(images, size, size)
+
     def outputs(self,
         images: Any,                # see `as_images`
     ) -> tuple[Tensor, Tensor]:     # (N, D) representations, (N, K) probabilities
         "One pass of the model."
         check_is_fitted(self)
-        device, size = "cuda" if torch.cuda.is_available() else "cpu", self.model_.image_size
-        pixels = (as_images(images, size) if self.model_.answer is None else images_for(images, size, size)).images
+        device, pixels = "cuda" if torch.cuda.is_available() else "cpu", self.shown(images).images
         h, logits = encode(self.model_.to(device), pixels, 256, device)
         self.model_.cpu()
         return h, logits.softmax(1)
@@ -211,8 +215,7 @@ class Answers(ClassifierMixin, TransformerMixin):
     ) -> np.ndarray:   # (N,) 0 to 1
         "Share of the training images that are as far from every class: near 0, an image is perhaps none of them; ValueError for a model trained on pixels."
         check_is_fitted(self)
-        pixels = images_for(images, self.model_.image_size, self.model_.image_size).images
-        with torch.inference_mode(): return torch.cat([self.model_.familiarity(part) for part in pixels.split(64)]).numpy()
+        with torch.inference_mode(): return torch.cat([self.model_.familiarity(part) for part in self.shown(images).images.split(64)]).numpy()
 
     def transform(self,
         images: Any,   # see `as_images`
@@ -229,7 +232,7 @@ class Answers(ClassifierMixin, TransformerMixin):
         check_is_fitted(self)
         if images is None and not hasattr(self, "images_"):
             raise ValueError("expected images to choose from, got none: a classifier from a file does not carry those it was trained on")
-        images = self.images_ if images is None else images_for(images, self.model_.image_size, self.model_.image_size) if self.model_.answer is not None else as_images(images, self.model_.image_size)
+        images = self.images_ if images is None else self.shown(images)
         labels = images.labels if images is getattr(self, "images_", None) and y is None else label_rows(y, len(images))[0]
         h, p = self.outputs(images)
         return suggest(h, k, labels, p if len(self.classes_) else None, seed=seed_of(self.random_state))

@@ -226,7 +226,7 @@ class SemiSSL(L.LightningModule):
         head: nn.Module,                        # W h + b
         views: Callable,                        # (uint8 (N, 3, S, S), generator, part) -> two views, float (N, 3, S, S) each; part = (rank, processes)
         prepare: Callable,                      # uint8 (N, 3, S, S) -> float (N, 3, S, S), without randomness, for evaluation
-        objective: Callable | None,             # L_ssl(z1, z2) -> scalar; None: labels only, unless there is `table`
+        objective: Callable | None,             # L_ssl(z1, z2) -> scalar; None: labels only, unless `taught`
         weak: Callable | None = None,           # (uint8 (N, 3, S, S), generator, part) -> one view for the teacher; None: `prepare`
         *,
         total_steps: int,                       # T, optimizer steps of the whole run

@@ -136,7 +136,7 @@ def from_checkpoint(
     except (TypeError, ValueError) as err: raise ValueError(f"expected a configuration of this version in {path.name}, got: {err}") from err
     seen, chosen = about.get("sight"), chosen_encoder(config)
     none = policies(config, chosen)["none"]
-    card = dict(encoder=seen["encoder"] if seen else chosen.encoder, large=chosen.weights not in ("none", "") and not Path(chosen.weights).is_dir(), image_size=check_sight(seen)["size"] if seen else about.get("image_size"), classes=about.get("classes"),
+    card = dict(encoder=seen["encoder"] if seen else chosen.encoder, large=chosen.large, image_size=check_sight(seen)["size"] if seen else about.get("image_size"), classes=about.get("classes"),
                 mean=[float(v) for v in none.mean], std=[float(v) for v in none.std], temperature=about.get("temperature", 1.0)) | (dict(sight=seen) if seen else {})
     part = {"0": "encoder", "1": "head"}                              # the average is Sequential(encoder, head)
     found = {k.removeprefix("ema.model."): v for k, v in state.items() if str(k).startswith("ema.model.")}

@@ -6,9 +6,9 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UNITS', 'EXPECTED', 'REPAID_BY', 'COLUMNS',
-           'LOSSES', 'METRICS', 'MIXES', 'TrainConfig', 'check_type', 'parse_budget', 'expectation', 'config_from',
-           'kind_of', 'chosen_encoder', 'learns_on', 'size_to_load', 'Task', 'own_test_part', 'load_task', 'hold_out',
-           'fit_test', 'objective', 'mixes', 'policies', 'check_start', 'build', 'precision', 'compile_encoder',
+           'LOSSES', 'METRICS', 'TrainConfig', 'check_type', 'parse_budget', 'expectation', 'config_from', 'kind_of',
+           'chosen_encoder', 'learns_on', 'size_to_load', 'Task', 'own_test_part', 'load_task', 'hold_out', 'fit_test',
+           'objective', 'mixes', 'policies', 'check_start', 'build', 'precision', 'compile_encoder',
            'keep_freed_memory', 'wandb_mode', 'Tracker', 'MetricsFile', 'Recorder', 'Progress', 'peak_memory',
            'forget_peak', 'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget',
            'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of', 'Result', 'write_json',
@@ -69,7 +69,7 @@ from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibrat
 from .module import SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
 from .run.rounds import Rounds, Settle
-from .run.sight import READERS, Answer, FeatureSet, Sight, featured, logistic, new_sight, sight_of
+from .run.sight import MIXES, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
 
 # %% ../nbs/08_train.ipynb #1823e241
 OBJECTIVES = ("barlow_twins", "vicreg", "nt_xent")
@@ -125,7 +125,7 @@ class TrainConfig:
     nodes: int = 1                      # machines that share the batch
     compile: str = "auto"               # torch.compile of the encoder: "on", "off", or "auto" for a GPU and a run long enough to repay it
     baselines: bool = True              # also train labels-only and SSL-then-probe on the same labels
-    calibration_folds: int = 0          # trainings with a share of the labels left out each, whose predictions for them scale the confidence; 0 for none, and validation labels do it where there are some
+    calibration_folds: int = 0          # trainings with a share of the labels left out each, whose predictions for them scale the confidence; 0 for none on pixels and three short ones on features, and validation labels do it where there are some
     max_bad_share: float = 0.01         # share of images that may fail to decode before the run stops
     run_dir: str = "runs/digits"        # where everything goes
     wandb_project: str = "semissl"      # W&B project; "" for no W&B
@@ -242,11 +242,11 @@ def learns_on(
     return "pixels" if chosen.weights == "none" else "features"
 
 def size_to_load(
-    config: TrainConfig,  # data and image_size are read
-) -> int:                 # for `load_images`; 0 = as they are
+    data: str,  # see `load_images`
+    size: int,  # S of the look
+) -> int:       # for `load_images`; 0 = as they are
     "Small images that are all alike stay as they are and grow when they are looked at; others are decoded at the size of the look."
-    size = config.image_size or chosen_encoder(config).size
-    try: files = source_files(config.data)
+    try: files = source_files(data)
     except ValueError: return 0                                       # a data set whose images are alike
     entries = list_source(files).entries
     sides = set()
@@ -278,7 +278,7 @@ def load_task(
     config: TrainConfig,  # data, labels, split and image size are read from it
 ) -> Task:                # labels hidden
     "Load the images and hide all labels but the split's; warns of pictures that are there twice; ValueError as `load_images`, `label_split` and for a test set that does not fit."
-    common = dict(size=config.image_size if learns_on(config) == "pixels" else size_to_load(config), max_bad_share=config.max_bad_share)
+    common = dict(size=config.image_size if learns_on(config) == "pixels" else size_to_load(config.data, config.image_size or chosen_encoder(config).size), max_bad_share=config.max_bad_share)
     images = load_images(config.data, labels=config.labels or None, **common)
     test = load_images(config.test_data, **common) if config.test_data else own_test_part(config.data, common)
     if test is None and config.test_share: images, test = hold_out(images, config.test_share)
@@ -336,7 +336,7 @@ def policies(
     chosen: Recipe | None = None,  # of published weights, which want their images normalised as they were
 ) -> dict[str, Policy]:            # "view1", "view2", "weak" and "none"
     "The augmentation policies of a run."
-    own = {} if chosen is None or chosen.weights == "none" or Path(chosen.weights).is_dir() else dict(mean=chosen.mean, std=chosen.std)
+    own = {} if chosen is None or not chosen.large else dict(mean=chosen.mean, std=chosen.std)
     return {strength: replace(policy(kind_of(config), strength), **own) for strength in ("view1", "view2", "weak", "none")}
 
 def check_start(
@@ -391,8 +391,7 @@ def precision(
             native = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, check=True).stdout.strip() == "True"
         else: native = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16-mixed" if native else "16-mixed"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bf16-mixed" if native else "32-true"
+    return "bf16-mixed" if native_bfloat16() else "32-true"
 
 # %% ../nbs/08_train.ipynb #3c7673a6
 REPAID_BY = 3000, 600   # optimizer steps, or seconds of a budget of time, from which "auto" compiles
@@ -1052,7 +1051,7 @@ def plain_ways(
     y, K, found = task.train.labels, len(task.train.classes), {}
     x, x_test = (s.images.mean(1) for s in (task.train, task.test))
     began = time.perf_counter()
-    A, a = logistic(x[y >= 0], y[y >= 0], K, C=0.03)
+    A, a = logistic(x[y >= 0], y[y >= 0], K)
     found["logistic_regression"] = (x_test @ A.T + a).softmax(1), time.perf_counter() - began
     began = time.perf_counter()
     found["class_means"] = class_means(x[y >= 0], y[y >= 0], x_test, K), time.perf_counter() - began
@@ -1133,8 +1132,6 @@ def calibrate(
     return fit_temperature(torch.cat([encode(m.to(device), images, device=device)[1] for m, images, _ in seen]), torch.cat([labels for *_, labels in seen]))
 
 # %% ../nbs/08_train.ipynb #751b6596
-MIXES = {"all": (.25, .25, .5), "learnt": (.5, .5, 0.0), "plain": (0.0, 0.0, 1.0)}   # shares of READERS
-
 def calibrate_features(
     model: SemiSSL,      # trained; its mix is chosen here
     config: TrainConfig, # of its run

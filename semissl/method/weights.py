@@ -6,11 +6,12 @@ Docs: https://semissl.github.io/semissl/method/weights.html.md"""
 
 # %% auto #0
 __all__ = ['WHEELS', 'KEPT', 'CLASSIFIERS', 'BEST', 'Recipe', 'known_to_timm', 'of_torchvision', 'published', 'wheel_file',
-           'in_order', 'tensors', 'named_like', 'fits_better', 'load_strictly', 'cached', 'reachable', 'recipe',
-           'of_wheel', 'of_file', 'ready']
+           'in_order', 'tensors', 'named_like', 'fits_better', 'load_strictly', 'cached', 'answers', 'reachable',
+           'recipe', 'of_wheel', 'of_file', 'ready']
 
 # %% ../../nbs/method/weights.ipynb #d705a3f5
 import importlib, importlib.util, os, socket
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,9 @@ class Recipe(NamedTuple):
     interpolation: str = "bilinear"   # how images were brought to S: "bilinear" or "bicubic"
     licence: str = ""             # of the weights; "" = none needed, "unknown" = ask who published them
     why: str = ""                 # why this one
+
+    @property
+    def large(self) -> bool: return self.weights != "none" and not Path(self.weights).is_dir()   # published: a ResNet has the stem of large images
 
     def __str__(self) -> str:
         where = {"none": "from nothing", "wheel": "ImageNet weights from its wheel", "hub": "published weights"}.get(self.weights, f"weights of {Path(self.weights).name}")
@@ -166,15 +170,19 @@ def cached(
     if about is None or not about.hf_hub_id: return False
     return any(isinstance(try_to_load_from_cache(about.hf_hub_id, file), str) for file in ("model.safetensors", "pytorch_model.bin"))
 
+@cache
+def answers(host: str, seconds: float) -> bool:
+    "Whether a machine can be connected to; asked once."
+    try:
+        with socket.create_connection((host, 443), timeout=seconds): return True
+    except OSError: return False
+
 def reachable(
     host: str = "huggingface.co",  # where timm's weights are
     seconds: float = 3.0,          # that it may take to answer
 ) -> bool:
     "Whether a network answers; no where HF_HUB_OFFLINE says so."
-    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"): return False
-    try:
-        with socket.create_connection((host, 443), timeout=seconds): return True
-    except OSError: return False
+    return os.environ.get("HF_HUB_OFFLINE", "") in ("", "0") and answers(host, seconds)
 
 # %% ../../nbs/method/weights.ipynb #f13e7759
 def recipe(
@@ -225,7 +233,7 @@ def ready(
 ) -> nn.Module:           # (N, 3, S, S) -> (N, feature_dim)
     "The encoder of a recipe with its weights; ValueError as `encoder` and `load_strictly`."
     name, size = recipe.encoder, image_size or recipe.size
-    net = architecture(name, size, large=recipe.weights != "none" and not Path(recipe.weights).is_dir())
+    net = architecture(name, size, large=recipe.large)
     if not load or recipe.weights == "none": return net
     if recipe.weights == "wheel": net.load_state_dict(in_order(net, torch.load(wheel_file(name), map_location="cpu", weights_only=True), "the wheel"), strict=True)
     elif recipe.weights != "hub": return load_strictly(net, Path(recipe.weights), name)

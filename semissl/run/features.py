@@ -1,4 +1,4 @@
-"""The look: every image once through a frozen encoder, decoded and resized beside it, and what it saw is kept.
+"""The look: every image once through a frozen encoder, cut and resized beside it, and what it saw is kept.
 
 Docs: https://semissl.github.io/semissl/run/features.html.md"""
 
@@ -104,18 +104,22 @@ def openvino_engine(
     D = compiled.output(0).get_partial_shape()[1].get_length()
     def look(blocks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         queue, waiting = ov.AsyncInferQueue(compiled), []
-        queue.set_callback(lambda request, where: where[0].__setitem__(slice(where[1], where[1] + where[2]), request.get_output_tensor().data[:where[2]]))
+        def done(request, where):
+            out, i, n, arrived = where
+            out[i:i + n] = request.get_output_tensor().data[:n]
+            arrived.append(i)
+        queue.set_callback(done)
         for block in blocks:
-            out = np.full((len(block), D), np.nan, np.float32)
+            out, arrived = np.empty((len(block), D), np.float32), []
             for i in range(0, len(block), batch):
                 part = block[i:i + batch].numpy()
                 n = len(part)
                 if n < batch: part = np.concatenate([part, np.repeat(part[:1], batch - n, 0)])
-                queue.start_async({0: part}, (out, i, n))
-            waiting.append(out)
-            if len(waiting) > 1 and np.isfinite(waiting[0]).all(): yield waiting.pop(0)
+                queue.start_async({0: part}, (out, i, n, arrived))
+            waiting.append((out, arrived))
+            while waiting and len(waiting[0][1]) == -(-len(waiting[0][0]) // batch): yield waiting.pop(0)[0]
         queue.wait_all()
-        yield from waiting
+        for out, _ in waiting: yield out
     look.name = f"OpenVINO {'bfloat16' if native else 'float32'}"
     return look
 
