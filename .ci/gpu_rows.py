@@ -1,4 +1,4 @@
-"""The rows of `.ci/gpu`, each written as soon as it is known: `tests`, `speed` and `accuracy`; a dry run makes them small.
+"""The rows of `.ci/gpu`, each written as soon as it is known: `tests`, `look`, `speed` and `accuracy`; a dry run makes them small.
 
     python .ci/gpu_rows.py PART [SECONDS]      one part, in at most so many seconds
     python .ci/gpu_rows.py --keep FILE         what came back, into nbs/experiments/results/proof-*-gpu.json
@@ -169,6 +169,59 @@ def speed(seconds):
             t, *spread = rate(step, turn, warm=3)
             emit("speed", "whole step of stage 3, compiled", ms=round(1e3*t, 3), spread=[round(1e3*s, 3) for s in spread], first_step_seconds=round(first, 1), views_per_second=round(2*(U + L)/t))
 
+# ---- the look ------------------------------------------------------------------------------------------------------
+
+def look(seconds):
+    "How fast images are looked at, how near to float32 on a CPU, and what learning on that takes and gives."
+    import shutil, tempfile
+    import numpy as np, torch
+    from semissl.data import hide_labels, label_split
+    from semissl.method.weights import Recipe, ready, recipe
+    from semissl.run.features import Looker, look as look_at, torch_engine
+    from semissl.run.sight import looker_of
+    from semissl.train import Task, TrainConfig, run, open_run_dir
+    train_set, test_set = cifar10()
+    size, n = (64, 200) if DRY else (224, 10_240)
+    some = train_set.images[:n]
+    def speed_of(looker, compiled):
+        see = torch_engine(looker, DEVICE, compiled)
+        began = time.perf_counter(); list(see(iter(some[:see.block].split(see.block)))); settle(); first = time.perf_counter() - began
+        list(see(iter(some[:2*see.block].split(see.block))))
+        began = time.perf_counter(); rows = np.concatenate(list(see(iter((some if see.resizes else looker.resize(some)).split(see.block))))); settle()
+        return see.name, rows, dict(size=looker.size, images=len(some), images_per_second=round(len(some)/(time.perf_counter() - began)), first_block_seconds=round(first, 1))
+    chosen = recipe("tf_efficientnet_lite0")
+    for compiled in (False,) if DRY else (False, True):
+        with going_on("look", f"lite0, compiled={compiled}"):
+            name, rows, values = speed_of(looker_of(chosen, size), compiled)
+            few = looker_of(chosen, size)
+            wanted = np.concatenate(list(torch_engine(few, "cpu")(iter([few.resize(some[:64])]))))
+            near = torch.nn.functional.cosine_similarity(torch.from_numpy(rows[:64]), torch.from_numpy(wanted))
+            emit("look", f"{chosen.encoder}, {name}", **values, cosine_to_cpu_float32=[round(near.min().item(), 5), round(near.mean().item(), 5)])
+    if not DRY:
+        for compiled in (False, True):
+            with going_on("look", f"dinov2 small, compiled={compiled}"):
+                r = Recipe("vit_small_patch14_reg4_dinov2.lvd142m", "none", 224)
+                name, _, values = speed_of(Looker(ready(r, 224), 224, r.mean, r.std), compiled)
+                emit("look", f"ViT-S/14 with registers (its weights are not here), {name}", **values)
+    cache = Path(tempfile.mkdtemp())
+    os.environ["SEMISSL_CACHE"] = str(cache)
+    for turn in range(2):
+        with going_on("look", "all of CIFAR-10"):
+            began = time.perf_counter()
+            seen = look_at(train_set.images, looker_of(chosen, size), ["plain"], cache/"looks")
+            emit("look", ("a second look at" if turn else "a look at") + " all of CIFAR-10: named, looked at, kept", images=len(train_set), fresh=seen.fresh, seconds=round(time.perf_counter() - began, 2))
+    left = lambda: seconds - (time.perf_counter() - BEGAN)
+    for seed in range(1 if DRY else 3):
+        for k in (4,) if DRY else (1, 4, 25):
+            if left() < 25 and not DRY: continue
+            with going_on("look", f"learnt, {k} labels, seed {seed}"):
+                config = TrainConfig(data="cifar10", encoder="tf_efficientnet_lite0", augmentation="photos", learn_on="features", image_size=size, views="plain", labels_per_class=k, seed=seed, rounds=1 if DRY else 3, round_steps=10 if DRY else 0,
+                                     wandb_project="", run_dir=str(cache/f"{k}-{seed}"))
+                split = label_split(train_set.labels, k, seed, 0, train_set.classes)
+                result = run(config, Task(hide_labels(train_set, split), test_set, None, split), None, None, open_run_dir(config), True)
+                emit("look", f"CIFAR-10, {k} labels a class, seed {seed}, on features of {size} px", cost=result.cost, metrics={m: v for m, v in result.metrics.items() if m.endswith("accuracy") and v}, plain={b: v["test_accuracy"] for b, v in result.baselines.items()})
+    shutil.rmtree(cache)
+
 # ---- accuracy ------------------------------------------------------------------------------------------------------
 
 def cifar10():
@@ -233,5 +286,5 @@ if __name__ == "__main__":
     part, *rest = sys.argv[1:]
     if part == "--keep": keep(rest[0])
     elif part == "tests": tests(rest[0])
-    else: dict(speed=speed, accuracy=accuracy)[part](float(rest[0]) if rest else 120)
+    else: dict(look=look, speed=speed, accuracy=accuracy)[part](float(rest[0]) if rest else 120)
     sys.exit(bool(FAILED))

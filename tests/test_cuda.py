@@ -2,11 +2,13 @@
 
 SEMISSL_DRY=1 runs those that a CPU can on the CPU, at the same sizes: a dry run of the file itself.
 """
-import gc, json, os, signal, subprocess, sys, time
+import copy, gc, json, os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 import pandas as pd
 
@@ -14,8 +16,10 @@ from semissl.augment import apply, cutmix, draw, policy, two_views
 from semissl.classifier import FewLabelClassifier
 from semissl.data import FewLabelLoader, hide_labels, label_split, load_images
 from semissl.evaluate import encode, fit_head, propagate
+from semissl.encoder import encoder
 from semissl.losses import barlow_twins, class_correlation, cross_entropy, nt_xent, vicreg
 from semissl.predict import export, load_predictor
+from semissl.run.features import Looker, torch_engine
 from semissl.train import BIG, Recorder, TrainConfig, build, check_processes, fit, load_task, policies, steps_of, train
 
 DRY = os.environ.get("SEMISSL_DRY") == "1"
@@ -112,6 +116,31 @@ def test_encode_and_propagate(digits):
     assert (p.argmax(1) == q.argmax(1)).float().mean() > .99
     torch.testing.assert_close(q, p, rtol=0, atol=1e-2)
     for a, b in zip(fit_head(h.to(DEVICE), p), fit_head(h, p)): torch.testing.assert_close(a, b, rtol=.05, atol=.02)
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory):
+    "A file of weights, so that runs of this file learn on features."
+    path = tmp_path_factory.mktemp("weights")/"small.safetensors"
+    torch.manual_seed(0)
+    save_file(encoder("small", 16).state_dict(), path)
+    return path
+
+@pytest.mark.parametrize("compiled", [False] if DRY else [False, True])
+def test_a_look_is_that_of_a_cpu(small_weights, compiled):
+    "Half precision, resampled on the device, the last block short: the cosine to float32 on a CPU."
+    looker, images = Looker(encoder("small", 48), 48, (.5,)*3, (.5,)*3), photos(530)
+    (wanted, there), blocks = (torch_engine(looker, "cpu"), torch_engine(copy.deepcopy(looker), DEVICE, compiled)), images.split(512)
+    a, b = (torch.from_numpy(np.concatenate(list(see(iter(part))))) for see, part in ((wanted, [looker.resize(x) for x in blocks]), (there, blocks)))
+    assert a.shape == b.shape and nn.functional.cosine_similarity(a, b).min() > .99
+
+def test_a_run_on_features(small_weights, tmp_path, monkeypatch):
+    "Looked at, learnt in rounds, answered and read again where there is no GPU: the same answers."
+    monkeypatch.setenv("SEMISSL_CACHE", str(tmp_path/"cache"))
+    result = fit(TrainConfig(encoder="small", weights=str(small_weights), learn_on="features", rounds=2, round_steps=30, wandb_project="", run_dir=str(tmp_path/"run")))
+    test = load_images("digits", part="test")
+    with torch.no_grad(): there = load_predictor(result.run_dir)(test.images)[1].argmax(1)
+    assert ((there == test.labels).float().mean() - result.metrics["test_accuracy"]).abs() < .03
+    assert result.metrics["test_accuracy"] > .4 and result.data["learn_on"] == "features"
 
 @needs_gpu
 @pytest.mark.parametrize("stage, mode", [(1, "bf16"), (3, "bf16"), (3, "fp16")])

@@ -13,7 +13,7 @@ torch.set_num_threads(1); torch.manual_seed(0)
 looker = Looker(small_resnet(8), 32, (.5,) * 3, (.5,) * 3)
 import numpy as np
 pixels = torch.from_numpy(np.load(sys.argv[2], mmap_mode="c"))[:int(sys.argv[3])]
-seen = look(pixels, looker, ["plain", "mirror"], Path(sys.argv[1]), block=16)
+seen = look(pixels, looker, ["plain", "mirror"], Path(sys.argv[1]))
 print(seen.fresh, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
