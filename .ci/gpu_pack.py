@@ -2,7 +2,7 @@
 
     python .ci/gpu_pack.py TRAIN_ZIPS TEST_ZIP [SHARE]      (TRAIN_ZIPS joined by commas; SHARE of the images, 1 by default)
 
-Writes .gpu/load-1 (35,100 training images) and .gpu/load-2 (the others, and the test images), decodes every sheet again
+Writes .gpu/load-1 (31,500 training images) and .gpu/load-2 (the others, and the test images), decodes every sheet again
 and compares it with the source pixel by pixel: a difference is an error. `unpack` gives the two `ImageSet`s back.
 """
 import io, json, sys, time
@@ -13,7 +13,7 @@ from PIL import Image
 from semissl.data import ImageSet, load_images
 
 ROOT = Path(__file__).resolve().parents[1]
-SHEET, FIRST = 900, 35_100   # images in a sheet of 30 x 30; training images in the first load
+SHEET, FIRST = 900, 31_500   # images in a sheet of 30 x 30; training images in the first load
 
 def sheet(pixels: np.ndarray) -> bytes:   # (n, 3, S, S) uint8, n <= SHEET
     "Some images side by side, black where none is."

@@ -153,7 +153,7 @@ def torch_engine(
     look.block, look.resizes = (64, False) if device == "cpu" else (512, True)
     return look
 
-REPAID = 200_000   # images from which compiling for a GPU is repaid
+REPAID = 1_000_000   # images from which compiling for a GPU is repaid, see `experiments/gpu`
 
 def engine(
     looker: Looker,
