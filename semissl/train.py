@@ -1329,7 +1329,7 @@ def seen_by(
     "Look at all images of a task once, or find that they were looked at; errors as `look` and `looker_of`."
     chosen, folder = chosen_encoder(config), looks_folder(config.data)
     sight = new_sight(chosen, len(task.train), config.image_size, config.views)
-    if leader: print(f"{chosen}; {len(task.train)} images at {sight.looker.size} px, {' and '.join(sight.views)}")
+    if leader: print(f"{sight.recipe}; {len(task.train)} images at {sight.looker.size} px, {' and '.join(sight.views)}")
     train = featured(task.train, sight, folder)
     validation = train.select(task.split.validation) if task.validation is not None else None
     if validation is not None: validation = replace(validation, labels=task.validation.labels)

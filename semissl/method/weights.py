@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/method/weights.html.md"""
 # %% auto #0
 __all__ = ['WHEELS', 'KEPT', 'CLASSIFIERS', 'BEST', 'Recipe', 'known_to_timm', 'of_torchvision', 'published', 'wheel_file',
            'in_order', 'tensors', 'named_like', 'fits_better', 'load_strictly', 'cached', 'answers', 'reachable',
-           'recipe', 'of_wheel', 'of_file', 'ready']
+           'recipe', 'of_wheel', 'of_file', 'Together', 'together', 'ready']
 
 # %% ../../nbs/method/weights.ipynb #d705a3f5
 import importlib, importlib.util, os, socket
@@ -33,6 +33,7 @@ class Recipe(NamedTuple):
     interpolation: str = "bilinear"   # how images were brought to S: "bilinear" or "bicubic"
     licence: str = ""             # of the weights; "" = none needed, "unknown" = ask who published them
     why: str = ""                 # why this one
+    fewer: str = ""               # the encoder among several that looks alone where images are many
 
     @property
     def large(self) -> bool: return self.weights != "none" and not Path(self.weights).is_dir()   # published: a ResNet has the stem of large images
@@ -156,7 +157,7 @@ def load_strictly(
     return net
 
 # %% ../../nbs/method/weights.ipynb #9a58fb43
-BEST = dict(gpu="vit_small_patch14_reg4_dinov2.lvd142m", cpu="tf_efficientnet_lite0")
+BEST = dict(gpu="vit_small_patch14_reg4_dinov2.lvd142m", cpu="tf_efficientnet_lite0+tf_efficientnet_lite2", many="tf_efficientnet_lite2")
 
 def cached(
     name: str,  # of a ResNet of torchvision, or a timm model
@@ -200,7 +201,11 @@ def recipe(
         if gpu and known_to_timm(best) and (cached(best) or reachable()):
             return published(best)._replace(size=224, why="the best at hand: there is a GPU, and " + ("its weights lie here" if cached(best) else "a network for its weights"))
         why = "the best at hand without a network" if gpu else "the best at hand for a CPU"
-        return of_wheel(BEST["cpu"])._replace(why=why)
+        if not wheel_file(BEST["many"]): return of_wheel(BEST["cpu"].split("+")[0])._replace(why=why)
+        return together([of_wheel(e) for e in BEST["cpu"].split("+")])._replace(size=224, why=why, fewer=BEST["many"])
+    if "+" in encoder:
+        if weights not in ("auto", "none"): raise ValueError(f"expected one encoder for weights from a file, got {encoder!r}")
+        return together([recipe(e, weights, kind, gpu) for e in encoder.split("+")])
     if weights not in ("auto", "none"): return of_file(encoder, weights)
     if weights == "none" or encoder in ENCODERS: return Recipe(encoder, "none", why="asked for" if weights == "none" else "nobody has published weights of it")
     if wheel_file(encoder): return of_wheel(encoder)
@@ -226,6 +231,28 @@ def of_file(
     if encoder in ENCODERS: return Recipe(encoder, path, why="asked for")
     return (published(encoder) or Recipe(encoder, ""))._replace(encoder=encoder, weights=path, licence="", why="asked for")
 
+class Together(nn.Module):
+    "Several encoders that look at the same images: their representations side by side, each with a mean absolute value of one."
+    def __init__(self,
+        encoders: list[nn.Module],  # each with a feature_dim
+    ):
+        super().__init__()
+        self.encoders, self.feature_dim = nn.ModuleList(encoders), sum(e.feature_dim for e in encoders)
+
+    def forward(self, x: Tensor) -> Tensor:
+        said = [e(x).float() for e in self.encoders]
+        return torch.cat([h / h.abs().mean(1, keepdim=True).clamp(min=1e-6) for h in said], 1)
+
+def together(
+    recipes: list[Recipe],  # of encoders that look at the same images
+) -> Recipe:                # joined by +
+    "One recipe of several; ValueError unless they have weights from the same kind of place and want their images alike."
+    alike = lambda r: (r.weights, r.mean, r.std, r.interpolation)
+    for r in recipes[1:]:
+        if alike(r) != alike(recipes[0]): raise ValueError(f"expected encoders that want their images alike, got {recipes[0].encoder} with {alike(recipes[0])} and {r.encoder} with {alike(r)}")
+    licences = list(dict.fromkeys(r.licence for r in recipes if r.licence))
+    return recipes[0]._replace(encoder="+".join(r.encoder for r in recipes), size=min(r.size for r in recipes), licence=", ".join(licences))
+
 def ready(
     recipe: Recipe,       # from `recipe`
     image_size: int = 0,  # side of the views S, pixels; 0 = that of the weights
@@ -233,6 +260,7 @@ def ready(
 ) -> nn.Module:           # (N, 3, S, S) -> (N, feature_dim)
     "The encoder of a recipe with its weights; ValueError as `encoder` and `load_strictly`."
     name, size = recipe.encoder, image_size or recipe.size
+    if "+" in name: return Together([ready(recipe._replace(encoder=e), size, load) for e in name.split("+")])
     net = architecture(name, size, large=recipe.large)
     if not load or recipe.weights == "none": return net
     if recipe.weights == "wheel": net.load_state_dict(in_order(net, torch.load(wheel_file(name), map_location="cpu", weights_only=True), "the wheel"), strict=True)
