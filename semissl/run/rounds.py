@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from ..evaluate import encode
-from ..method.propagate import Frequencies, frequencies, propagate
+from ..method.propagate import Frequencies, frequencies, mixture, propagate
 from .sight import FeatureSet
 
 # %% ../../nbs/run/rounds.ipynb #b19fa926
@@ -27,10 +27,12 @@ def spread_labels(
     how: str = "estimated",    # frequencies, see `method.propagate.frequencies`
     k: int = 15,               # neighbours in the graph
     noise: Tensor | None = None,  # (K,) deviation of the first estimate, on features that no label has bent
+    second: bool = False,      # ask the mixture too: for representations that training has made compact in each class
 ) -> tuple[Tensor, Frequencies]:  # (N, K) soft labels, the given ones certain; the frequencies
-    "Estimate how frequent the classes are, let the labels flow."
+    "Estimate how frequent the classes are, let the labels flow, and ask for a second opinion."
     found = frequencies(h, y, tuple(classes), how, noise)
     q = propagate(h, y, len(classes), k, prior=found.prior)
+    if second: q = (q + mixture(h, q, y).cpu()) / 2
     q[y >= 0] = nn.functional.one_hot(y[y >= 0], len(classes)).float()
     return q, found
 
@@ -61,7 +63,7 @@ class Rounds(Callback):
             x = self.images.images
             with torch.autocast(module.device.type, enabled=False):
                 h = encode(module, x, device=module.device)[0].to(module.device) if batch.step else x.mean(1).to(module.device)
-                self.q, found = spread_labels(h, self.images.labels, self.images.classes, self.how, noise=self.noise)
+                self.q, found = spread_labels(h, self.images.labels, self.images.classes, self.how, noise=self.noise, second=batch.step > 0)
                 if not batch.step: self.noise = found.deviation
         (self.q, self.noise), self.done = trainer.strategy.broadcast((self.q, self.noise)), due
         module.teach_with(self.q)
@@ -83,7 +85,7 @@ class Settle(Callback):
             x = self.images.images
             with torch.autocast(module.device.type, enabled=False):
                 h = encode(module, x, device=module.device)[0]
-                q, share = spread_labels(h, self.images.labels, self.images.classes, self.rounds.how, noise=self.rounds.noise)
+                q, share = spread_labels(h, self.images.labels, self.images.classes, self.rounds.how, noise=self.rounds.noise, second=True)
                 found = module.answer.cpu().fit(h, q, x.mean(1), self.images.labels).state_dict(), share
         state, share = trainer.strategy.broadcast(found)
         module.answer.load_state_dict(state)
