@@ -92,7 +92,7 @@ class TrainConfig:
     learn_on: str = "auto"              # "features": look once with the frozen encoder, then train an adapter in seconds; "pixels": train the encoder itself; "auto" takes features where there are weights
     views: str = "auto"                 # features: how each image is looked at, among plain, mirror, crop0 to crop4; "auto" takes "plain,mirror" for up to 20,000 images, "plain" for more
     rounds: int = 3                     # features: how often the labels flow over the graph of nearest neighbours and training goes on with what comes
-    round_steps: int = 0                # features: optimizer steps of each round; 0 for four passes over the images, at least 100 steps
+    round_steps: int = 0                # features: optimizer steps of each round; 0 for two and a half passes over the images, from 50 to 400 steps
     encoder_lr: float = 1.0             # learning rate of the encoder as a share of lr; 0.1 goes easy on a pretrained one
     frozen: str = ""                    # modules of the encoder that stay as they are, by the beginnings of their names: "conv1,layer1", or "all"
     objective: str = "nt_xent"          # L_ssl: "barlow_twins", "vicreg" or "nt_xent", the best of them on a small budget
@@ -106,7 +106,7 @@ class TrainConfig:
     ssl_weight_end: float = 1.0         # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
     head_weight: float = 1.0            # alpha: how much the labels guide the encoder
     cutmix: str = "auto"                # whether each labelled image gets a square of another one, and a part of its label: "on", "off"; "auto" is "on" for photos
-    correlation_weight: float = 3.0     # beta: how strongly representations are driven to their ideal correlation from stage 2 on
+    correlation_weight: float = 10.0    # beta: how strongly representations are driven to their ideal correlation from stage 2 on
     correlation_form: str = "two_sided" # "two_sided": 1 within a class and -1/(K-1) between classes; "softmax" of the same; one-sided, for comparison: "sample", "feature"
     propagate: int = 4                  # how often in stage 3, evenly spread from its start, the head learns what the labels become when they flow over the graph of nearest neighbours; 0 for never
     refit: bool = True                  # fit the head to the labelled images once more after the last step, near the trained one
@@ -896,7 +896,7 @@ def fitting(
 
 def steps_of(config: TrainConfig, task: Task) -> int:
     "Optimizer steps of a run, BIG where time decides; ValueError for a batch larger than the data or a budget below one step."
-    if isinstance(task.train, FeatureSet): return config.rounds * (config.round_steps or max(100, 4 * len(task.train) // config.batch_size))
+    if isinstance(task.train, FeatureSet): return config.rounds * (config.round_steps or min(400, max(50, 5 * len(task.train) // (2 * config.batch_size))))
     if config.batch_size > len(task.train): raise ValueError(f"expected batch_size of at most {len(task.train)}, the number of training images, got {config.batch_size}")
     seconds, passes = parse_budget(config.budget)
     if seconds: return BIG
@@ -1142,7 +1142,7 @@ def calibrate_features(
     y = task.train.labels
     fewest = min(y[y >= 0].unique(return_counts=True)[1].tolist(), default=0)
     n = min(config.calibration_folds or 3, fewest)
-    short = replace(config, rounds=1, round_steps=min(150, config.round_steps or 150))
+    short = replace(config, rounds=1, round_steps=min(100, config.round_steps or 100))
     said, truth = [], []
     if task.validation is not None: said, truth = [each_reader(model, task.validation)], [task.validation.labels]
     for out in folds(y, n) if n > 1 and not said else ():
