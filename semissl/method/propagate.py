@@ -59,7 +59,7 @@ def transport(
     within: float = 2e-2, # largest error of a class's share, relative
     most: int = 2000,     # rounds
 ) -> np.ndarray:          # (N, K) probabilities
-    "Rows to classes, each class with its share, by Sinkhorn's scaling (Cuturi 2013); a warning where a share is far off after that many rounds, so that no training ends for it."
+    "Rows to classes, each class with its share, by Sinkhorn's scaling (Cuturi 2013); over-relaxed (Thibault et al. 2021); a warning where that many rounds are not enough, so that no training ends for it."
     real, p = prior > 0, np.zeros(z.shape)
     a, share = np.log(np.maximum(z[:, real], 1e-12)) / tau, prior[real] / prior.sum() * len(z)   # (N, k), (k,)
     a = np.exp(np.maximum(a - a.max(1, keepdims=True), -300))                             # scaled by factors of exp(300) at most: no overflow
@@ -67,10 +67,10 @@ def transport(
     for _ in range(most):
         found = v * (u @ a)                                                               # (k,) what each class has
         if (error := np.abs(found / share - 1).max()) < within: break
-        v *= share / found
+        v *= (share / found)**1.5                                                         # a step and a half: three times as fast where classes hardly touch
         v /= v.max()                                                                      # rows take it up
         u = 1 / (a @ v)
-    if error > 5 * within: warnings.warn(f"expected class shares within {within:.0%} after {most} rounds, got one {error:.0%} off with tau={tau}", stacklevel=2)
+    else: warnings.warn(f"expected class shares within {within:.0%} after {most} rounds, got one {error:.0%} off with tau={tau}", stacklevel=2)
     p[:, real] = u[:, None] * a * v
     return p
 

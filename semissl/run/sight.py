@@ -104,8 +104,8 @@ def quick_here() -> bool:
     return torch.cuda.is_available() or native_bfloat16() and importlib.util.find_spec("openvino") is not None
 
 MOST = 340   # seconds that the look at the training images may take
-COST = {"0": {160: 5.8, 192: 7.8, 224: 10.6}, "2": {160: 7.0, 192: 11.2, 224: 16.9}}   # EfficientNet-Lite0 and Lite2: milliseconds an image on two cores without bfloat16
-QUICKER = dict(bfloat16=.36, gpu=.008)   # share of that on two cores with it, and on a GPU
+COST = dict(tf_efficientnet_lite0={160: 5.8, 192: 7.8, 224: 10.6}, tf_efficientnet_lite2={160: 7.0, 192: 11.2, 224: 16.9})   # milliseconds an image on two cores without bfloat16, by size
+QUICKER = dict(bfloat16=.36, gpu=.008)   # share of that on two cores with it (of a sketch; not measured with this code), and on an H100 (`experiments/gpu`)
 
 def seconds_of(
     encoder: str,    # Lite2, or Lite0 and Lite2 together
@@ -116,8 +116,9 @@ def seconds_of(
     gpu: bool,
 ) -> float:
     "What a look will take, roughly."
-    near = min(COST["0"], key=lambda s: abs(s - size))
-    each = sum(COST[e[-1]][near] for e in encoder.split("+")) * (size / near)**2
+    costs = [COST[e] for e in encoder.split("+")]
+    near = min(costs[0], key=lambda s: abs(s - size))
+    each = sum(cost[near] for cost in costs) * (size / near)**2
     return images * views * each / 1000 * (QUICKER["gpu"] if gpu else QUICKER["bfloat16"] if quick else 1)
 
 def plan(
