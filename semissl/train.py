@@ -1330,10 +1330,11 @@ def seen_by(
     chosen, folder = chosen_encoder(config), looks_folder(config.data)
     sight = new_sight(chosen, len(task.train), config.image_size, config.views)
     if leader: print(f"{sight.recipe}; {len(task.train)} images at {sight.looker.size} px, {' and '.join(sight.views)}")
-    train = featured(task.train, sight, folder)
+    show = lambda images: featured(images, sight, folder, devices=config.devices, nodes=config.nodes)
+    train = show(task.train)
     validation = train.select(task.split.validation) if task.validation is not None else None
     if validation is not None: validation = replace(validation, labels=task.validation.labels)
-    return replace(task, train=train, test=None if task.test is None else featured(task.test, sight, folder), validation=validation), sight
+    return replace(task, train=train, test=None if task.test is None else show(task.test), validation=validation), sight
 
 def write_result(
     run_dir: Path,   # where to

@@ -66,6 +66,21 @@ def test_two_at_once_look_once(tmp_path, pixels):
         names = np.fromfile(next(tmp_path.glob(f"*/{view}/names.bin")), "V16")
         assert len(np.unique(names)) == len(names), "an image was looked at twice"
 
+def test_two_processes_share_a_look(tmp_path, pixels):
+    "Started by Lightning's Fabric as GPUs would be: each looks at about half, none at what the other has; what `look` then has to do is nothing."
+    script = tmp_path/"look.py"
+    script.write_text(CODE.replace("import Looker, look", "import Looker, look, look_together").replace("seen = look(", 'mine = look_together(pixels, looker, ["plain", "mirror"], Path(sys.argv[1]), devices=2)\nseen = look(').replace("print(", "print(mine, "))
+    began = subprocess.run([sys.executable, script, tmp_path/"a", pixels, "1500"], capture_output=True, text=True, timeout=300, env=os.environ | {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert began.returncode == 0, began.stderr[-3000:]
+    (mine, left, _), (others, left_too, _) = (map(int, line.split()) for line in began.stdout.splitlines() if line[:1].isdigit())
+    assert mine + others == 1500 and 600 < mine < 900 and left == left_too == 0
+    finished(start(tmp_path/"b", pixels, 1500))
+    a, b = rows(tmp_path/"a"), rows(tmp_path/"b")
+    for view in a:
+        names = np.fromfile(next((tmp_path/"a").glob(f"*/{view}/names.bin")), "V16")
+        assert a[view].keys() == b[view].keys() and len(names) == 1500
+        for name, h in b[view].items(): np.testing.assert_allclose(a[view][name].astype(float), h.astype(float), rtol=2e-3, atol=2e-3)
+
 def test_memory_does_not_grow_with_the_images(tmp_path, pixels):
     few, many = (finished(start(tmp_path/str(n), pixels, n))[1] for n in (400, 4000))
     assert many - few < 60, f"{few} MiB for 400 images, {many} for 4,000, whose pixels are 47 MiB and features 1 MiB"

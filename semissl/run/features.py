@@ -6,7 +6,7 @@ Docs: https://semissl.github.io/semissl/run/features.html.md"""
 
 # %% auto #0
 __all__ = ['VIEWS', 'REPAID', 'Looker', 'check_views', 'view', 'openvino_engine', 'torch_engine', 'engine', 'Kept', 'pixel_names',
-           'hand_back', 'Seen', 'look', 'cut', 'pixel_names_of', 'looks_folder']
+           'hand_back', 'Seen', 'look', 'look_at', 'look_together', 'cut', 'pixel_names_of', 'looks_folder']
 
 # %% ../../nbs/run/features.ipynb #bd0aa233
 import ctypes
@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -197,14 +198,14 @@ class Kept:
         names: np.ndarray,  # (n,) of 16 bytes
         h: np.ndarray,      # (n, D)
     ) -> None:
-        "More rows, their names last: a row without its name does not count. ValueError where a number is not finite."
+        "More rows, after what a killed process has left torn is cut off; their names last: a row without its name does not count. ValueError where a number is not finite."
         if not np.isfinite(h).all(): raise ValueError(f"expected finite representations, got {int((~np.isfinite(h)).any(1).sum())} of {len(h)} images with others: the encoder's weights or its precision do not fit")
-        with open(self.folder / "rows.f16", "ab") as file: file.write(np.clip(h, -65504, 65504).astype(np.float16).tobytes())
-        with open(self.folder / "names.bin", "ab") as file: file.write(names.tobytes())
-
-    def mend(self) -> None:
-        "Cut off what a killed process has left torn; with the lock in hand."
-        for name, size in (("rows.f16", 2 * self.width), ("names.bin", 16)): os.truncate(self.folder / name, len(self.names) * size)
+        parts = (self.folder / "rows.f16", 2 * self.width, np.clip(h, -65504, 65504).astype(np.float16)), (self.folder / "names.bin", 16, names)
+        with one_at_a_time(self.folder / "adding"):
+            whole = min(path.stat().st_size // size for path, size, _ in parts)
+            for path, size, more in parts:
+                os.truncate(path, whole * size)
+                with open(path, "ab") as file: file.write(more.tobytes())
 
 def pixel_names(
     images: Tensor,  # (N, 3, s, s) uint8
@@ -248,25 +249,55 @@ def look(
     folder: Path,         # where everything that was ever seen is kept, see `looks_folder`
 ) -> Seen:                # in the order of the images
     "Show every image once in each view to a frozen encoder and keep what it said; a call that was killed goes on where it was. OSError where the folder cannot be written."
-    names, key, D = pixel_names_of(images), looker.key, looker.encoder.feature_dim
-    stores, fresh, see = [], 0, None
+    names, key = pixel_names_of(images), looker.key
+    fresh = look_at(images, names, looker, views, folder / key)
+    return Seen([Kept(folder / key / v, looker.encoder.feature_dim) for v in views], names, views, key, fresh)
+
+def look_at(
+    images: Tensor,      # (N, 3, s, s) uint8
+    names: np.ndarray,   # (N,) of 16 bytes
+    looker: Looker,
+    views: list[str],    # see `check_views`
+    folder: Path,        # of what this looker has seen
+    share: tuple[int, int] = (0, 1),  # number of this process, processes: each looks at its own images
+) -> int:                # images that were looked at now
+    "The work of `look`."
+    _, first = np.unique(names, return_index=True)                    # of two copies one
+    first, (process, processes) = np.sort(first), share
+    first = first[names[first].view(np.uint8).reshape(-1, 16)[:, 0] % processes == process]
+    fresh, see = 0, None
     for v in views:
-        kept = Kept(folder / key / v, D)
-        if (kept.find(names) < 0).any():
-            with one_at_a_time(kept.folder):                          # a second process waits, and finds what the first has seen
-                kept.read(); kept.mend()
-                _, first = np.unique(names, return_index=True)
-                todo = np.sort(first[kept.find(names[first]) < 0])
-                fresh = max(fresh, len(todo))
-                see = see or (engine(looker, len(todo)) if len(todo) else None)
-                with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", delay=1, smoothing=.05) as bar:
-                    parts = np.split(todo, range(see.block, len(todo), see.block)) if len(todo) else []
-                    for rows, h in zip(parts, see(cut(images, parts, looker, v, not see.resizes)) if len(todo) else ()):
-                        kept.add(names[rows], h)
-                        bar.update(len(rows))
-                kept.read()
-        stores.append(kept)
-    return Seen(stores, names, views, key, fresh)
+        kept = Kept(folder / v, looker.encoder.feature_dim)
+        if (kept.find(names[first]) >= 0).all(): continue
+        with one_at_a_time(kept.folder) if processes == 1 else nullcontext():   # a second process waits, and finds what the first has seen
+            kept.read()
+            todo = first[kept.find(names[first]) < 0]
+            if not len(todo): continue
+            fresh, see = max(fresh, len(todo)), see or engine(looker, len(todo))
+            parts = np.split(todo, range(see.block, len(todo), see.block))
+            with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", delay=1, smoothing=.05) as bar:
+                for rows, h in zip(parts, see(cut(images, parts, looker, v, not see.resizes))):
+                    kept.add(names[rows], h)
+                    bar.update(len(rows))
+    return fresh
+
+def look_together(
+    images: Tensor,      # (N, 3, s, s) uint8
+    looker: Looker,
+    views: list[str],    # see `check_views`
+    folder: Path,        # see `look`; of all machines
+    devices: int = 1,    # processes on each machine
+    nodes: int = 1,      # machines
+) -> int:                # images that this process has looked at
+    "Each process looks at its share, all wait for the last: those that were started already, by Ray or torchrun, else by Lightning's Fabric. `look` then finds everything; where machines have no disk in common, it looks at the rest."
+    names, group = pixel_names_of(images), torch.distributed
+    def own(process: int, processes: int, wait: Callable) -> int:
+        mine = look_at(images, names, looker, views, folder / looker.key, (process, processes))
+        wait()
+        return mine
+    if group.is_available() and group.is_initialized(): return own(group.get_rank(), group.get_world_size(), group.barrier)
+    from lightning_fabric import Fabric
+    return Fabric(devices=devices, num_nodes=nodes).launch(lambda fabric: own(fabric.global_rank, fabric.world_size, fabric.barrier))
 
 def cut(
     images: Tensor,           # (N, 3, s, s) uint8

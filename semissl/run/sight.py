@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..data import ImageSet
 from ..method.adapter import Adapter, Basis, basis_dim
 from ..method.weights import Recipe, ready
-from .features import Looker, Seen, check_views, look, view
+from .features import Looker, Seen, check_views, look, look_together, view
 
 # %% ../../nbs/run/sight.ipynb #673b642b
 @dataclass(eq=False)
@@ -86,9 +86,12 @@ def featured(
     sight: Sight,       # its basis is fitted here, where it is not yet
     folder: Path,       # where looks are kept
     most: int = 8000,   # images that the basis is fitted to
+    devices: int = 1,   # processes on each machine that share the look
+    nodes: int = 1,     # machines
 ) -> FeatureSet:
     "Look at images, or find that they were looked at, and bring them on the basis; ValueError for fewer than two images."
     if len(images) < 2: raise ValueError(f"expected at least 2 images to learn on features, got {len(images)}")
+    if devices * nodes > 1: look_together(images.images, sight.looker, sight.views, folder, devices, nodes)
     seen = look(images.images, sight.looker, sight.views, folder)
     if not sight.basis.scale:
         some = seen[np.linspace(0, len(seen) - 1, min(most, len(seen))).astype(int)]
