@@ -25,10 +25,10 @@ from torch import Tensor
 
 from .data import (Entry, ImageSet, LabelSplit, Reader, channels_first, decode_image, duplicate_report, from_arrays, load_images,
                           plain_reason, resize_images, split_hash, square_pixels, to_uint8)
-from .evaluate import encode
 from .label import suggest
 from .module import SemiSSL
 from .predict import Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
+from .run.features import looks_folder
 from .run.sight import Sight
 from .train import Recorder, Task, TrainConfig, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
 
@@ -187,13 +187,12 @@ class Answers(ClassifierMixin, TransformerMixin):
 
     def outputs(self,
         images: Any,                # see `as_images`
-    ) -> tuple[Tensor, Tensor]:     # (N, D) representations, (N, K) probabilities
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # (N, D) representations, (N, K) probabilities, (N,) familiarity
         "One pass of the model."
         check_is_fitted(self)
-        device, pixels = "cuda" if torch.cuda.is_available() else "cpu", self.shown(images).images
-        h, logits = encode(self.model_.to(device), pixels, 256, device)
+        h, logits, familiarity = self.model_.to("cuda" if torch.cuda.is_available() else "cpu").of_many(self.shown(images).images, looks_folder(self.plan().data))
         self.model_.cpu()
-        return h, logits.softmax(1)
+        return h, logits.softmax(1), familiarity
 
     def predict_proba(self,
         images: Any,   # see `as_images`
@@ -215,7 +214,8 @@ class Answers(ClassifierMixin, TransformerMixin):
     ) -> np.ndarray:   # (N,) 0 to 1
         "Share of the training images that are as far from every class: near 0, an image is perhaps none of them; ValueError for a model trained on pixels."
         check_is_fitted(self)
-        with torch.inference_mode(): return torch.cat([self.model_.familiarity(part) for part in self.shown(images).images.split(64)]).numpy()
+        if self.model_.answer is None: raise ValueError("expected a model that learnt on features, got one trained on pixels, which keeps no distances")
+        return self.outputs(images)[2].numpy()
 
     def transform(self,
         images: Any,   # see `as_images`
@@ -234,7 +234,7 @@ class Answers(ClassifierMixin, TransformerMixin):
             raise ValueError("expected images to choose from, got none: a classifier from a file does not carry those it was trained on")
         images = self.images_ if images is None else self.shown(images)
         labels = images.labels if images is getattr(self, "images_", None) and y is None else label_rows(y, len(images))[0]
-        h, p = self.outputs(images)
+        h, p, _ = self.outputs(images)
         return suggest(h, k, labels, p if len(self.classes_) else None, seed=seed_of(self.random_state))
 
 # %% ../nbs/13_classifier.ipynb #f23a0084

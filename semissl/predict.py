@@ -28,6 +28,7 @@ from .encoder import ENCODERS, encoder, resnet
 from .evaluate import encode
 from .heads import LinearHead
 from .method.adapter import Adapter
+from .run.features import looks_folder
 from .run.sight import Answer, Sighted, check_sight, sight_of
 
 # %% auto #0
@@ -78,16 +79,21 @@ class Predictor(nn.Module):
     @property
     def image_size(self) -> int: return self.card["image_size"]
 
-    def familiarity(self, images: Tensor) -> Tensor:
-        "uint8 images (N, 3, S, S) -> (N,) from 0 (further from every class than any training image) to 1; ValueError for a model that was trained on pixels."
-        if self.answer is None: raise ValueError("expected a model that learnt on features, got one trained on pixels, which keeps no distances")
-        return self.answer.familiarity(self.encoder(images)[1])
+    def told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]: return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
+
+    def of_many(self,
+        images: Tensor,   # (N, 3, S, S) uint8, N > 0
+        folder: Path,     # where looks are kept, see `looks_folder`
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # (N, D) representations, (N, K) logits, (N,) familiarity, on the CPU; no familiarity of a model trained on pixels
+        "`forward` of many images. A frozen encoder looks at those that were never looked at, so a model of the same encoder answers for all of them in an instant."
+        if self.answer is None: return *encode(self, images, 256, self.mean.device), None
+        with torch.inference_mode():
+            h, x = self.encoder.of_many(images, folder)
+            return tuple(t.cpu() for t in (*self.told(h, x), self.answer.familiarity(x)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K)."
-        if self.answer is not None:
-            h, x = self.encoder(images)
-            return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
+        if self.answer is not None: return self.told(*self.encoder(images))
         h = self.encoder((images.float() / 255 - self.mean) / self.std).float()
         return h, self.head(h).float() / self.card["temperature"]
 
@@ -257,24 +263,24 @@ def write_part(
     block: Block,       # its images
     model: Predictor,   # on its device
     embedding: bool,    # keep the representations
+    looks: Path,        # where looks are kept
 ) -> None:
     "Predict one block and put it on disk."
     good = [i for i in range(len(block.names)) if i not in block.bad]
-    device = next(model.parameters()).device
-    h, logits = encode(model, block.images[good], 256, device) if good else (torch.empty(0, model.encoder.feature_dim), torch.empty(0, len(model.classes)))
+    h, logits, familiarity = model.of_many(block.images[good], looks) if good else (torch.empty(0, model.encoder.feature_dim), torch.empty(0, len(model.classes)), None if model.answer is None else torch.empty(0))
     arrays = dict(path=np.array([block.names[i] for i in good], dtype=str), probabilities=logits.softmax(1).numpy(),
                   bad=json.dumps({block.names[i]: reason for i, reason in block.bad.items()}))
-    with written_whole(path) as beside, open(beside, "wb") as file: np.savez(file, **arrays, **({"h": h.numpy()} if embedding else {}))
+    with written_whole(path) as beside, open(beside, "wb") as file: np.savez(file, **arrays, **({"h": h.numpy()} if embedding else {}), **({} if familiarity is None else {"familiarity": familiarity.numpy()}))
 
 # %% ../nbs/09_predict.ipynb #e69a9db4
 def read_part(
     path: Path,               # from `write_part`
     classes: Sequence[str],   # K names
-) -> tuple[pd.DataFrame, np.ndarray | None, dict[str, str]]:  # path, label, confidence, p_CLASS; (n, D) or None; name -> reason
+) -> tuple[pd.DataFrame, np.ndarray | None, dict[str, str]]:  # path, label, confidence, familiarity where the model knows it, p_CLASS; (n, D) or None; name -> reason
     "One block of the table."
     with np.load(path) as part:
         p, h = part["probabilities"], part["h"] if "h" in part else None
-        frame = pd.DataFrame({"path": part["path"].astype(object), "label": np.array(classes, dtype=object)[p.argmax(1)], "confidence": p.max(1, initial=0)})
+        frame = pd.DataFrame({"path": part["path"].astype(object), "label": np.array(classes, dtype=object)[p.argmax(1)], "confidence": p.max(1, initial=0)} | ({"familiarity": part["familiarity"]} if "familiarity" in part else {}))
         return pd.concat([frame, pd.DataFrame(p, columns=[f"p_{c}" for c in classes])], axis=1), h, json.loads(str(part["bad"]))
 
 # %% ../nbs/09_predict.ipynb #649e5cda
@@ -342,7 +348,7 @@ def predict_table(
     "A label for every image, in bounded memory, going on where a killed call was; ValueError for a model without classes."
     if not model.classes: raise ValueError("expected a model that was trained with labels, got one without classes")
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    out, images = Path(out), listed(source)
+    out, images, looks = Path(out), listed(source), looks_folder(str(source) if isinstance(source, (str, Path)) else "")
     stamp = table_stamp(model, images, embedding, rows)
     if found := known_table(out, stamp, parquet): return found
     folder = out.with_name(f".{out.name}-{stamp}")
@@ -352,7 +358,7 @@ def predict_table(
         first = next((i for i, part in enumerate(parts) if not part.exists()), count)
         with tqdm(total=len(images), initial=min(first * rows, len(images)), desc="predicting", unit=" images", delay=2) as bar:
             for part, block in zip(parts[first:], blocks(images, model.image_size, first, rows, workers)):
-                write_part(part, block, model, embedding)
+                write_part(part, block, model, embedding, looks)
                 bar.update(len(block.names))
         found = finish_table(out, parts, model, stamp, parquet)
     for old in out.parent.glob(f".{out.name}-????????????????"): shutil.rmtree(old, ignore_errors=True)

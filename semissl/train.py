@@ -15,7 +15,7 @@ __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UN
            'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'each_reader', 'plain_ways',
            'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate', 'calibrate_features', 'picture_arrays',
            'write_predictions', 'versions', 'commit', 'device_name', 'check_processes', 'fit', 'finished', 'clean',
-           'run', 'seen_by', 'write_result', 'truth', 'main']
+           'run', 'looked_at', 'seen_by', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -69,7 +69,7 @@ from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibrat
 from .module import SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
 from .run.rounds import Rounds, Settle
-from .run.sight import MIXES, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
+from .run.sight import MIXES, MOST, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
 
 # %% ../nbs/08_train.ipynb #1823e241
 OBJECTIVES = ("barlow_twins", "vicreg", "nt_xent")
@@ -90,7 +90,7 @@ class TrainConfig:
     encoder: str = "auto"               # "auto" takes the best pretrained one at hand for photos and "small" for digits; "small" trains on a CPU; "resnet18", "wrn_28_2", any timm name
     weights: str = "auto"               # "auto" takes published weights where the encoder has some, "none" begins from nothing; or a .safetensors, .pth or .pt file, or the run_dir of a finished run
     learn_on: str = "auto"              # "features": look once with the frozen encoder, then train an adapter in seconds; "pixels": train the encoder itself; "auto" takes features where there are weights
-    views: str = "auto"                 # features: how each image is looked at, among plain, mirror, crop0 to crop4; "auto" takes "plain,mirror" for up to 20,000 images, "plain" for more
+    views: str = "auto"                 # features: how each image is looked at, among plain, mirror, crop0 to crop4; "auto" takes "plain,mirror" where there is time for both
     rounds: int = 3                     # features: how often the labels flow over the graph of nearest neighbours and training goes on with what comes
     round_steps: int = 0                # features: optimizer steps of each round; 0 for two and a half passes over the images, from 50 to 400 steps
     encoder_lr: float = 1.0             # learning rate of the encoder as a share of lr; 0.1 goes easy on a pretrained one
@@ -1282,7 +1282,7 @@ def run(
     forget_peak()
     if leader and (told := expectation(config)): print(f"Runs nearest to this one:\n{told}")
     if task.validation is None: folds(task.train.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
-    size, sight, looked = task.train.images.shape[-1], None, 0.0
+    size, sight, looked, all_images = task.train.images.shape[-1], None, 0.0, len(task.train)
     if learns_on(config) == "features":
         if not config.labelled_batch_size: raise ValueError("expected labelled images in a step on features, got labelled_batch_size=0: learn_on='pixels' trains without labels")
         task, sight = seen_by(config, task, leader)
@@ -1308,7 +1308,7 @@ def run(
     result = dict(
         config=asdict(config),
         data=dict(source=task.train.source, train_images=len(task.train), test_images=len(task.test or ()), labelled=len(task.split.labelled),
-                  validation=len(task.split.validation), classes=card["classes"], label_split_sha256=task.split.sha256, skipped=list(task.train.skipped)) | (dict(learn_on="features", sight=sight.card, frequencies=model.card.get("frequencies"), readers=card.get("readers")) if sight else dict(learn_on="pixels")),
+                  validation=len(task.split.validation), classes=card["classes"], label_split_sha256=task.split.sha256, skipped=list(task.train.skipped)) | (dict(learn_on="features", left_aside=all_images - len(task.train), sight=sight.card, frequencies=model.card.get("frequencies"), readers=card.get("readers")) if sight else dict(learn_on="pixels")),
         metrics=metrics, baselines=compared,
         cost=dict(seconds=round(recorder.earlier + time.perf_counter() - began, 1), **(dict(look_seconds=round(looked, 1), learn_seconds=round(learnt, 1)) if sight else {}), training_seconds=training_seconds, image_passes=passes,
                   views_per_second=round(2 * passes / training_seconds), peak_memory_mib=peak, device=device_name(), precision=precision(config)),
@@ -1321,18 +1321,31 @@ def run(
     if torch.distributed.is_initialized(): torch.distributed.barrier()
     return Result.read(run_dir)
 
+def looked_at(
+    task: Task,   # pixels
+    most: int,    # training images; 0 = all
+) -> torch.Tensor:  # rows in order
+    "All with a label, those of the validation too, and of the others as many as there is time for, evenly spread."
+    N, y = len(task.train), task.train.labels
+    if not most or N <= most: return torch.arange(N)
+    wanted = torch.zeros(N, dtype=torch.bool)
+    wanted[y >= 0] = wanted[task.split.validation] = True
+    return torch.cat([wanted.nonzero()[:, 0], spread_out((~wanted).nonzero()[:, 0], max(0, most - int(wanted.sum())))]).sort().values
+
 def seen_by(
     config: TrainConfig,  # encoder, weights, views and image_size are read
     task: Task,           # pixels
     leader: bool = True,  # whether this process tells
 ) -> tuple[Task, Sight]:  # the same on features
     "Look at all images of a task once, or find that they were looked at; errors as `look` and `looker_of`."
-    chosen, folder = chosen_encoder(config), looks_folder(config.data)
-    sight = new_sight(chosen, len(task.train), config.image_size, config.views)
-    if leader: print(f"{sight.recipe}; {len(task.train)} images at {sight.looker.size} px, {' and '.join(sight.views)}")
+    chosen, folder, seconds = chosen_encoder(config), looks_folder(config.data), parse_budget(config.budget)[0]
+    sight = new_sight(chosen, len(task.train), config.image_size, config.views, seconds=.6 * seconds if seconds else MOST)
+    rows = looked_at(task, sight.most)
+    left = f"; {len(task.train) - len(rows)} unlabelled ones are left aside, for time: a budget of more, or image_size of less, takes them in" if len(rows) < len(task.train) else ""
+    if leader: print(f"{sight.recipe}; {len(rows)} images at {sight.looker.size} px, {' and '.join(sight.views)}{left}")
     show = lambda images: featured(images, sight, folder, devices=config.devices, nodes=config.nodes)
-    train = show(task.train)
-    validation = train.select(task.split.validation) if task.validation is not None else None
+    train = show(task.train.select(rows))
+    validation = train.select(torch.searchsorted(rows, task.split.validation)) if task.validation is not None else None
     if validation is not None: validation = replace(validation, labels=task.validation.labels)
     return replace(task, train=train, test=None if task.test is None else show(task.test), validation=validation), sight
 

@@ -32,6 +32,7 @@ class Sight:
     looker: Looker     # with the size of the look
     views: list[str]   # see `check_views`
     basis: Basis
+    most: int = 0      # training images that are looked at; 0 = all
 
     @property
     def card(self) -> dict:  # plain values
@@ -106,7 +107,7 @@ def quick_here() -> bool:
     "Whether this machine looks at hundreds of images of 224 pixels a second: a GPU, or such a processor with OpenVINO."
     return torch.cuda.is_available() or native_bfloat16() and importlib.util.find_spec("openvino") is not None
 
-MOST = 340   # seconds that the look at the training images may take
+MOST = 320   # seconds that the look at the training images may take, where no budget says otherwise
 COST = dict(tf_efficientnet_lite0={160: 5.8, 192: 7.8, 224: 10.6}, tf_efficientnet_lite2={160: 7.0, 192: 11.2, 224: 16.9})   # milliseconds an image on two cores without bfloat16, by size
 QUICKER = dict(bfloat16=.36, gpu=.008)   # share of that on two cores with it (of a sketch; not measured with this code), and on an H100 (`experiments/gpu`)
 
@@ -131,18 +132,20 @@ def plan(
     views: str = "auto",       # joined by commas; "auto" = as suits their number
     quick: bool | None = None, # see `quick_here`; None = ask
     gpu: bool | None = None,   # None = ask
-) -> tuple[Recipe, int, str]:  # the encoder that looks, S, views
-    "The best look that takes minutes: first a second view is left out, then pixels, then all encoders but one."
+    seconds: float = MOST,     # that it may take
+) -> tuple[Recipe, int, str, int]:  # the encoder that looks, S, views, images
+    "The best look that takes minutes: first the second view is left out, then all encoders but one, then images."
     quick, gpu = quick_here() if quick is None else quick, torch.cuda.is_available() if gpu is None else gpu
     two = "plain,mirror" if views == "auto" else views
     if not chosen.fewer:                                              # asked for by name, so nothing is known of its speed
         size = image_size or (chosen.size if quick or images <= 5000 else min(chosen.size, 160))
-        return chosen, size, two if images <= 20_000 or views != "auto" else "plain"
+        return chosen, size, two if images <= 20_000 or views != "auto" else "plain", images
     one, alone = two.split(",")[0] if views == "auto" else views, chosen._replace(encoder=chosen.fewer, fewer="")
-    ladder = [(chosen, 224, two), (chosen, 224, one), (chosen, 192, one), (alone, 224, one), (alone, 192, one), (alone, 160, one)]
-    for r, size, v in (steps := [(r, image_size or size, v) for r, size, v in ladder]):
-        if seconds_of(r.encoder, size, v.count(",") + 1, images, quick, gpu) <= MOST: return r, size, v
-    return steps[-1]
+    size = image_size or 224
+    for r, v in ((chosen, two), (chosen, one), (alone, one)):
+        took = seconds_of(r.encoder, size, v.count(",") + 1, images, quick, gpu)
+        if took <= seconds: return r, size, v, images
+    return r, size, v, min(images, max(1000, int(images * seconds / took)))
 
 def new_sight(
     chosen: Recipe,
@@ -150,11 +153,12 @@ def new_sight(
     image_size: int = 0,       # S of the look, see `plan`
     views: str = "auto",       # joined by commas, see `plan`
     dim: int = 192,            # directions of the basis at most
+    seconds: float = MOST,     # that the look may take
 ) -> Sight:
     "A sight whose basis waits for the first look."
-    chosen, size, views = plan(chosen, images, image_size, views)
+    chosen, size, views, most = plan(chosen, images, image_size, views, seconds=seconds)
     looker = looker_of(chosen, size)
-    return Sight(chosen, looker, check_views(views), Basis(looker.encoder.feature_dim, basis_dim(images, looker.encoder.feature_dim, dim)))
+    return Sight(chosen, looker, check_views(views), Basis(looker.encoder.feature_dim, basis_dim(most, looker.encoder.feature_dim, dim)), most)
 
 # %% ../../nbs/run/sight.ipynb #fd7c7d88
 SIGHT = dict(encoder=str, weights=str, size=int, mean=list, std=list, interpolation=str, views=list, width=int, dim=int, key=str)
@@ -259,3 +263,14 @@ class Sighted(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.stack([self.basis(self.looker(view(images, v))) for v in self.views], 1)   # (N, V, d)
         return self.adapter(x), x.mean(1)
+
+    @torch.inference_mode()
+    def of_many(self,
+        images: Tensor,  # (N, 3, s, s) uint8
+        folder: Path,    # where looks are kept
+        block: int = 4096,  # images at once
+    ) -> tuple[Tensor, Tensor]:
+        "The same by a look, as fast as this machine can, and only at images that nobody has looked at."
+        seen, device = look(images, self.looker, self.views, folder), self.basis.axes.device
+        parts = [self.basis(torch.from_numpy(seen[slice(i, i + block)]).to(device)) for i in range(0, len(seen), block)]
+        return tuple(torch.cat(found) for found in zip(*((self.adapter(x), x.mean(1)) for x in parts)))
