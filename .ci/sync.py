@@ -72,6 +72,11 @@ def expected(train: str, module: str, results: Path) -> str:
                 beside = [*TOLD, *["cutmix"] * (data == "digits")]                                            # digits are not mixed
                 changed = [f"{name}={value}" for name, default in defaults.items() if name not in beside and (value := row.get(name, BEFORE.get(name, default))) != default]
                 runs.setdefault((data, row["labels_per_class"], row["epochs"], row["budget"], row["device"], ", ".join(changed)), []).append(row)
+    for path in sorted(results.glob("*-photos.json")):                                                # on features: load, look and learn
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            if row["arm"] == "method":
+                took = dict(training_seconds=row["load_seconds"] + row["look_seconds"] + row["seconds"], image_passes=0)
+                runs.setdefault((row["name"], row["labels_per_class"], 0, "", row["device"], f"on features of {row['encoder']} at {row['size']} px"), []).append(row | took)
     def line(key, rows):
         mean = lambda name: sum(r[name] for r in rows) / len(rows)
         deviation = (sum((r["test_accuracy"] - mean("test_accuracy"))**2 for r in rows) / max(1, len(rows) - 1))**0.5

@@ -172,3 +172,34 @@ def test_two_hundred_thousand_tiny_files(tmp_path):
     images = listed(tmp_path/"many.zip")
     assert len(images) == count
     assert sum(len(b.names) for b in blocks(images, 4, first=350)) == count - 350 * 512
+
+
+SIGHT = dict(encoder="tf_efficientnet_lite0", weights="wheel", size=64, mean=[.5] * 3, std=[.5] * 3, interpolation="bicubic", views=["plain", "mirror"], width=1280, dim=16, key="0" * 16)
+CARD = dict(encoder="tf_efficientnet_lite0", large=True, image_size=64, classes=["a", "b"], mean=[0.0] * 3, std=[1.0] * 3, temperature=1.0)
+NAN, INF = float("nan"), float("inf")
+HOSTILE_SIGHTS = {
+    "no dict": ["sight"], "empty": {}, "one field less": {k: v for k, v in SIGHT.items() if k != "dim"}, "one field more": SIGHT | dict(code="import os"),
+    "size as text": SIGHT | dict(size="64"), "size a bool": SIGHT | dict(size=True), "size 0": SIGHT | dict(size=0), "size of gigabytes": SIGHT | dict(size=2**20), "width of gigabytes": SIGHT | dict(width=2**40),
+    "more axes than width": SIGHT | dict(dim=1281), "no axes": SIGHT | dict(dim=0), "negative axes": SIGHT | dict(dim=-1), "an unknown view": SIGHT | dict(views=["plain", "sideways"]), "no view": SIGHT | dict(views=[]),
+    "a view twice": SIGHT | dict(views=["plain", "plain"]), "ten thousand views": SIGHT | dict(views=["plain"] * 10_000), "views no words": SIGHT | dict(views=[[], {}]), "mean not finite": SIGHT | dict(mean=[.5, NAN, .5]),
+    "deviation 0": SIGHT | dict(std=[.5, 0.0, .5]), "deviation endless": SIGHT | dict(std=[.5, INF, .5]), "two means": SIGHT | dict(mean=[.5] * 2), "mean as text": SIGHT | dict(mean=[".5"] * 3),
+    "unknown resampling": SIGHT | dict(interpolation="lanczos"), "no such encoder": SIGHT | dict(encoder="no_such_net"), "a path for an encoder": SIGHT | dict(encoder="../../etc/passwd"), "a line break in an encoder": SIGHT | dict(encoder="a\nb"),
+    "an empty encoder": SIGHT | dict(encoder=""), "a thousand encoders": SIGHT | dict(encoder="+".join(["tf_efficientnet_lite0"] * 1000)), "an encoder and nothing": SIGHT | dict(encoder="tf_efficientnet_lite0+"),
+    "an encoder from the network": SIGHT | dict(encoder="hf-hub:nobody/nothing"), "key no word": SIGHT | dict(key=0), "another width": SIGHT | dict(width=1281),
+}
+
+@pytest.mark.parametrize("name", HOSTILE_SIGHTS)
+def test_hostile_sight(name, tmp_path, monkeypatch):
+    "A model file may say anything about what has looked: one sentence, nothing fetched, no gigabytes; a good one opens."
+    import json, resource, torch
+    from safetensors.torch import save_file
+    from semissl.predict import Predictor, load_predictor, to_safetensors
+    def refused(*_): raise AssertionError("the network was asked")
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    good = Predictor(CARD | dict(sight=SIGHT))
+    to_safetensors(good, path := tmp_path/"good.safetensors")
+    assert load_predictor(path)(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))[1].shape == (2, 2)
+    save_file({k: v.contiguous() for k, v in good.state_dict().items()}, bad := tmp_path/"bad.safetensors", {"semissl": json.dumps(CARD | dict(sight=HOSTILE_SIGHTS[name])), "sha256": "0" * 64})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError) as told: load_predictor(bad)
+    assert len(str(told.value)) < 700 and "expected" in str(told.value) and "was changed" not in str(told.value) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
