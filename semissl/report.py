@@ -6,13 +6,13 @@ Docs: https://semissl.github.io/semissl/report.html.md"""
 
 # %% auto #0
 __all__ = ['INK', 'GREY', 'PALE', 'BLUE', 'RED', 'GREEN', 'PALETTE', 'MARKERS', 'WIDTH', 'STYLE', 'CORRELATION', 'CURVES',
-           'METHOD', 'BASELINES', 'SUMMARY', 'PICTURES', 'REPORT_PAGE', 'class_style', 'Run', 'read_run', 'image_grid',
-           'views_grid', 'learning_curves', 'accuracy_bars', 'confusion', 'class_order', 'class_correlation_pair',
-           'representation_map', 'neighbour_grid', 'mistakes', 'confidence_histogram', 'reliability', 'run_figures',
-           'save_figures', 'result_row', 'rows_to_json', 'read_rows', 'merge_rows', 'results_table',
-           'accuracy_against_labels', 'summary_table', 'ratio_table', 'Batch', 'read_batch', 'typical_run',
-           'batch_curves', 'report_blocks', 'html_report', 'wandb_report', 'arm_row', 't_interval', 'paired_gain',
-           'gain_words']
+           'METHOD', 'BASELINES', 'HOW_FREQUENT', 'SUMMARY', 'PICTURES', 'REPORT_PAGE', 'class_style', 'Run',
+           'read_run', 'image_grid', 'views_grid', 'learning_curves', 'accuracy_bars', 'confusion', 'class_order',
+           'class_correlation_pair', 'representation_map', 'neighbour_grid', 'mistakes', 'confidence_histogram',
+           'reliability', 'class_frequencies', 'run_figures', 'save_figures', 'result_row', 'rows_to_json', 'read_rows',
+           'merge_rows', 'results_table', 'accuracy_against_labels', 'summary_table', 'ratio_table', 'Batch',
+           'read_batch', 'typical_run', 'batch_curves', 'report_blocks', 'html_report', 'wandb_report', 'arm_row',
+           't_interval', 'paired_gain', 'gain_words']
 
 # %% ../nbs/12_report.ipynb #2111025a
 import base64, html, io, json, textwrap, warnings
@@ -30,6 +30,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import PercentFormatter
 from PIL import Image                                 # comes with matplotlib
 
 # %% ../nbs/12_report.ipynb #0a00f732
@@ -634,6 +635,30 @@ def reliability(
     ax.set_yticks(ticks, [f"{t:.0%}" for t in ticks])
     return fig
 
+# %% ../nbs/12_report.ipynb #97f45ed0
+HOW_FREQUENT = {"estimated": "Estimated from all images. Whiskers: standard deviation of the estimate.", "labels": "As among the labels.", "uniform": "Taken to be even, as asked."}
+
+@rc_context(STYLE)
+def class_frequencies(
+    found: dict,         # of result.json's data: how, prior, deviation, kept
+    classes: list[str],  # K names
+    most: int = 40,      # classes shown
+) -> Figure:             # a bar for each class, the most frequent first
+    "How frequent each class is taken to be among all images, and how sure that is; ValueError where a run took them as they came."
+    if found is None or found["prior"] is None: raise ValueError(f"expected frequencies of {len(classes)} classes, got none")
+    share, order = np.array(found["prior"]), np.argsort(found["prior"])[::-1][:most]
+    error = None if found["deviation"] is None else np.array(found["deviation"])[order]
+    first, last = order[0], order[-1]
+    fig = _figure(1.25 + 0.3 * len(order), f"{classes[first]} {share[first]:.0%}, {classes[last]} {share[last]:.0%}: how frequent the classes are",
+                  f"{HOW_FREQUENT.get(found['how'], 'As given.')} Dotted: all alike.{f' The {most} most frequent of {len(classes)}.' if len(classes) > most else ''}")
+    ax = fig.add_subplot()
+    ax.barh(range(len(order)), share[order], height=0.72, color=BLUE, xerr=error, error_kw=dict(ecolor=INK, capsize=3, elinewidth=1.4))
+    ax.axvline(1 / len(classes), color=INK, linestyle=":", linewidth=1.3)
+    ax.set_yticks(range(len(order)), [classes[i] for i in order])
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(ylim=(len(order) - 0.5, -0.5), xlim=(0, None))
+    return fig
+
 # %% ../nbs/12_report.ipynb #2695a9fa
 def _figure_plan(run):
     "Name -> (what it needs of evaluation.npz, whether it needs test predictions, how to draw it), in reading order."
@@ -654,7 +679,7 @@ def _figure_plan(run):
         "mistakes": (seen, True, lambda: mistakes(*take(*seen[:3]), e["probabilities"].max(1), run.classes)),
         "confidence_histogram": ((), True, lambda: confidence_histogram(known.confidence, right)),
         "reliability": ((), True, lambda: reliability(known.confidence, right)),
-    }
+    } | ({"class_frequencies": ((), False, lambda: class_frequencies(found, run.classes))} if (found := run.result["data"].get("frequencies")) and found["prior"] else {})
 
 
 def run_figures(

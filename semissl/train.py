@@ -196,15 +196,18 @@ EXPECTED = (   # data, labels per class, seconds of training, image passes, mean
 )
 
 def expectation(
-    config: TrainConfig,  # data, labels_per_class and budget are read
-) -> str:                 # a line for each kind of data, or the one of the same data; "" without a budget
-    "What committed runs with about as many labels, and about as much time or as many images, came to."
-    seconds, passes = parse_budget(config.budget)
-    if not (seconds or passes): return ""
-    def distance(row): return abs(np.log(row[1] / (config.labels_per_class or row[1]))) + abs(np.log(row[2] / seconds if seconds else row[3] / passes)), row[8].count("=")   # of two as near, the one with fewer changes
-    names = [name for name in dict.fromkeys(row[0] for row in EXPECTED) if name == config.data] or dict.fromkeys(row[0] for row in EXPECTED)
-    nearest = [min((row for row in EXPECTED if row[0] == name), key=distance) for name in names]
-    return "\n".join(f"{name}, {k} labels a class, {took:.0f} s and {images:.1e} images on {device}: {mean:.1%}{f' ± {deviation:.1%}' if n > 1 else ''} right (n = {n}{changed and f', with {changed}'})"
+    config: TrainConfig,  # data, labels_per_class, budget and what it learns on are read
+) -> str:                 # a line for each kind of data, or the one of the same data; "" for pixels without a budget
+    "What committed runs with about as many labels, and about as much time or as many images, came to; of those on features, whose time their images decide, the same."
+    (seconds, passes), on = parse_budget(config.budget), learns_on(config)
+    if on == "pixels" and not (seconds or passes): return ""
+    known = [row for row in EXPECTED if row[8].startswith("on features") == (on == "features")]
+    def effort(row): return row[2] / seconds if seconds else row[3] / passes if passes and row[3] else 1
+    def distance(row): return abs(np.log(row[1] / (config.labels_per_class or row[1]))) + abs(np.log(effort(row))), row[8].count("=")   # of two as near, the one with fewer changes
+    def beside(changed): return changed and f", {'' if on == 'features' else 'with '}{changed}"
+    names = [name for name in dict.fromkeys(row[0] for row in known) if name == config.data] or dict.fromkeys(row[0] for row in known)
+    nearest = [min((row for row in known if row[0] == name), key=distance) for name in names]
+    return "\n".join(f"{name}, {k} labels a class, {took:.0f} s{f' and {images:.1e} images' if images else ''} on {device}: {mean:.1%}{f' ± {deviation:.1%}' if n > 1 else ''} right (n = {n}{beside(changed)})"
                      for name, k, took, images, mean, deviation, n, device, changed in nearest)
 
 # %% ../nbs/08_train.ipynb #d0b2c5f5
