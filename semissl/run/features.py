@@ -79,7 +79,7 @@ def check_views(
     "ValueError for an unknown view, a repeated one, and none."
     chosen = [n.strip() for n in names.split(",") if n.strip()]
     if not chosen or set(chosen) - set(VIEWS) or len(set(chosen)) < len(chosen):
-        raise ValueError(f"expected different views among {', '.join(VIEWS)}, joined by commas, got {names!r}")
+        raise ValueError(f"expected different views among {', '.join(VIEWS)}, joined by commas, got {names!r:.80}")
     return chosen
 
 def view(
