@@ -24,7 +24,7 @@ EXACT = 20_000   # rows up to which every one is compared with every other
 def nearest(
     unit: Tensor,        # (N, D) rows of length 1
     k: int,              # neighbours of each, itself among them
-    chunk: int = 4096,   # rows compared at once
+    chunk: int = 1024,   # rows compared at once
 ) -> tuple[Tensor, Tensor]:  # (N, k) cosines and (N, k) rows, the nearest first
     "Exact up to `EXACT` rows, on a GPU, and where faiss is not installed; else faiss' inverted lists (Johnson et al. 2019)."
     if len(unit) <= EXACT or unit.device.type != "cpu" or not importlib.util.find_spec("faiss"):
