@@ -69,7 +69,7 @@ from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibrat
 from .module import SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
 from .run.rounds import Rounds, Settle
-from .run.sight import MIXES, MOST, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
+from .run.sight import MIXES, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
 
 # %% ../nbs/08_train.ipynb #1823e241
 OBJECTIVES = ("barlow_twins", "vicreg", "nt_xent")
@@ -100,7 +100,7 @@ class TrainConfig:
     projector_dim: int = 256            # P, and the width of the projector; narrow learns faster on a small budget
     projector_layers: int = 2           # linear maps in the projector
     epochs: int = 60                    # passes over the training images; two views of each are one pass
-    budget: str = ""                    # what training may take, instead of epochs: "90 s", "15 min", "1 h", "overnight" or "1e6 images" for so many passes; "" for epochs
+    budget: str = ""                    # pixels: what training may take, instead of epochs: "90 s", "15 min", "1 h", "overnight" or "1e6 images" for so many passes; "" for epochs. Features: seven tenths of a time are for the look
     correlate_from: float = 0.3         # share of training after which stage 2 starts; 1 for never
     self_train_from: float = 0.4        # share of training after which stage 3 starts; 1 for never
     ssl_weight_end: float = 1.0         # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
@@ -694,6 +694,8 @@ class Checkpoints(Callback):
     def on_load_checkpoint(self, trainer, module, checkpoint):
         there, here = checkpoint["semissl"].get("config", {}), asdict(self.config)
         differing = [f"{k} {there[k]!r} there, {here.get(k)!r} here" for k in there if k not in ("run_dir", "wandb_project") and there[k] != here.get(k)]
+        seen, look = (card.get("sight") or {} for card in (checkpoint["semissl"], getattr(module, "card", {})))
+        differing += [f"{k} of the look {seen.get(k)!r} there, {look.get(k)!r} here" for k in sorted({*seen, *look}) if seen.get(k) != look.get(k)]   # another machine may plan another look
         if differing: raise ValueError(f"expected a checkpoint of the same configuration, got {str(self.path)!r} with {', '.join(differing)}")
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
@@ -1010,6 +1012,7 @@ def extend(
 ) -> TrainConfig:         # for `fit`, which goes on from the last checkpoint
     "Open a finished run for more training; FileNotFoundError for one that is not finished, ValueError for another change or one that is not more."
     run_dir, old = Path(run_dir), TrainConfig(**Result.read(run_dir).config)
+    if Result.read(run_dir).data.get("learn_on") == "features": raise ValueError(f"expected a run on pixels to extend, got one on features in {str(run_dir)!r}: it takes seconds, so choose another run_dir, and the look is found where it was kept")
     if set(longer) not in ({"epochs"}, {"budget"}): raise ValueError(f"expected epochs or a budget to extend, got {', '.join(longer) or 'nothing'}")
     new, last = replace(old, run_dir=str(run_dir), **longer), run_dir / "last.ckpt"
     amount = lambda c: (c.epochs, *parse_budget(c.budget))
@@ -1348,12 +1351,13 @@ def seen_by(
 ) -> tuple[Task, Sight]:  # the same on features
     "Look at all images of a task once, or find that they were looked at; errors as `look` and `looker_of`."
     chosen, folder, seconds = chosen_encoder(config), looks_folder(config.data), parse_budget(config.budget)[0]
-    sight = new_sight(chosen, len(task.train), config.image_size, config.views, seconds=.6 * seconds if seconds else MOST)
+    limit = dict(seconds=.7 * seconds, beside=len(task.test or ())) if seconds else {}     # of a budget the rest is for learning
+    sight = new_sight(chosen, len(task.train), config.image_size, config.views, **limit)
     rows = looked_at(task, sight.most)
     left = f"; {len(task.train) - len(rows)} unlabelled ones are left aside, for time: a budget of more, or image_size of less, takes them in" if len(rows) < len(task.train) else ""
     if leader: print(f"{sight.recipe}; {len(rows)} images at {sight.looker.size} px, {' and '.join(sight.views)}{left}")
-    show = lambda images: featured(images, sight, folder, devices=config.devices, nodes=config.nodes)
-    train = show(task.train.select(rows))
+    show = lambda images, rows=None: featured(images, sight, folder, rows, devices=config.devices, nodes=config.nodes)
+    train = show(task.train, rows)
     validation = train.select(torch.searchsorted(rows, task.split.validation)) if task.validation is not None else None
     if validation is not None: validation = replace(validation, labels=task.validation.labels)
     return replace(task, train=train, test=None if task.test is None else show(task.test), validation=validation), sight

@@ -85,6 +85,33 @@ def test_memory_does_not_grow_with_the_images(tmp_path, pixels):
     few, many = (finished(start(tmp_path/str(n), pixels, n))[1] for n in (400, 4000))
     assert many - few < 60, f"{few} MiB for 400 images, {many} for 4,000, whose pixels are 47 MiB and features 1 MiB"
 
+def test_memory_of_what_learning_sees(tmp_path):
+    "Every second of up to 2,000 images of 147 kB, by `seen_by`: no copy of them, though the run's pictures come from there."
+    np.save(tmp_path/"pixels.npy", np.random.default_rng(0).integers(0, 256, (2000, 3, 224, 224), np.uint8))
+    code = """
+import sys, resource, numpy as np, torch
+from semissl.data import ImageSet, LabelSplit
+from semissl.train import Task, TrainConfig, seen_by
+import semissl.train
+torch.set_num_threads(1)
+n = int(sys.argv[2])
+pixels, rows, plan = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))[:n], torch.arange(4), semissl.train.new_sight
+def fewer(*given, **more): sight = plan(*given, **more); sight.most = n // 2; return sight
+semissl.train.new_sight = fewer
+images = ImageSet(pixels, torch.where(torch.arange(n) < 4, torch.arange(n) % 2, -1), ("a", "b"), tuple(map(str, range(n))), "made")
+task, sight = seen_by(TrainConfig(data="images", encoder="tf_efficientnet_lite0", image_size=32, views="plain"), Task(images, None, None, LabelSplit(rows, rows[:0], "")))
+some = task.train.select(range(100))
+assert len(task.train) == n // 2 and some.pictures[torch.tensor([1, 7])].shape == (2, 3, 224, 224)
+torch.testing.assert_close(some.pictures[7], pixels[task.train.pictures.rows[7]])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    def peak(n):
+        done = subprocess.run([sys.executable, "-c", code, tmp_path/"pixels.npy", str(n)], capture_output=True, text=True, timeout=300, env=os.environ | {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "", "SEMISSL_CACHE": str(tmp_path/str(n))})
+        assert done.returncode == 0, done.stderr[-3000:]
+        return int(done.stdout.splitlines()[-1])
+    few, many = peak(600), peak(2000)
+    assert many - few < 60, f"{few} MiB for 600 images, {many} for 2,000, of which half are looked at: a copy has 100 MiB more"
+
 def test_a_folder_that_cannot_be_written(tmp_path, pixels):
     from semissl.encoder import small_resnet
     (tmp_path/"file").write_text("in the way")

@@ -6,8 +6,7 @@ Docs: https://semissl.github.io/semissl/run/features.html.md"""
 
 # %% auto #0
 __all__ = ['VIEWS', 'ENGINES', 'REPAID', 'Looker', 'check_views', 'view', 'openvino_engine', 'torch_engine', 'engine', 'Kept',
-           'pixel_names', 'hand_back', 'Seen', 'look', 'look_at', 'look_together', 'cut', 'pixel_names_of',
-           'looks_folder']
+           'hand_back', 'pixel_names', 'Seen', 'look', 'look_at', 'look_once', 'look_together', 'cut', 'looks_folder']
 
 # %% ../../nbs/run/features.ipynb #bd0aa233
 import ctypes
@@ -162,9 +161,10 @@ REPAID = 1_000_000   # images from which compiling for a GPU is repaid, see `exp
 def engine(
     looker: Looker,
     images: int,    # how many there are to look at: a few are not worth what OpenVINO takes to begin
+    device: str | None = None,  # "cpu" or "cuda"; None = a GPU where there is one
 ) -> Callable:      # see `openvino_engine`
     "What looks fastest here."
-    if torch.cuda.is_available(): return torch_engine(looker, "cuda", compiled=images >= REPAID)
+    if device != "cpu" and torch.cuda.is_available(): return torch_engine(looker, "cuda", compiled=images >= REPAID)
     if looker not in ENGINES and images >= 200 and importlib.util.find_spec("openvino"): ENGINES[looker] = openvino_engine(looker)
     return ENGINES.get(looker) or torch_engine(looker, "cpu")
 
@@ -210,14 +210,6 @@ class Kept:
                 os.truncate(path, whole * size)
                 with open(path, "ab") as file: file.write(more.tobytes())
 
-def pixel_names(
-    images: Tensor,  # (N, 3, s, s) uint8
-) -> np.ndarray:     # (N,) of 16 bytes
-    "The hash of each image's pixels and shape."
-    pixels, shape = images.numpy(), repr(tuple(images.shape[1:])).encode()
-    return np.frombuffer(b"".join(hashlib.blake2b(np.ascontiguousarray(row), digest_size=16, key=shape).digest() for row in pixels), "V16")
-
-# %% ../../nbs/run/features.ipynb #7f385085
 def hand_back(pixels: Tensor) -> None:  # rows that were read
     "Tell Linux that these pages may leave memory; other systems decide alone. Nothing is lost: they are read again when asked for."
     if not sys.platform.startswith("linux") or pixels.device.type != "cpu": return
@@ -226,6 +218,21 @@ def hand_back(pixels: Tensor) -> None:  # rows that were read
     length = (pixels.data_ptr() + pixels.nbytes - start) // page * page
     if length > 0: ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_PAGEOUT)
 
+def pixel_names(
+    images: Tensor,    # (N, 3, s, s) uint8
+    rows: np.ndarray | None = None,  # (n,) of them, rising; None = all
+    block: int = 2**24,  # bytes after which memory is handed back
+) -> np.ndarray:       # (n,) of 16 bytes
+    "The hash of each image's pixels and shape."
+    pixels, shape, names = images.numpy(), repr(tuple(images.shape[1:])).encode(), []
+    rows = np.arange(len(images)) if rows is None else rows
+    few = max(1, block // max(1, pixels[0].nbytes)) if len(pixels) else 1
+    for part in np.split(rows, range(few, len(rows), few)):
+        names += [hashlib.blake2b(np.ascontiguousarray(pixels[row]), digest_size=16, key=shape).digest() for row in part]
+        if len(part): hand_back(images[int(part[0]):int(part[-1]) + 1])
+    return np.frombuffer(b"".join(names), "V16")
+
+# %% ../../nbs/run/features.ipynb #7f385085
 class Seen:
     "The representations of N images in V views, read from the disk where they are asked for."
     def __init__(self,
@@ -250,19 +257,23 @@ def look(
     looker: Looker,
     views: list[str],     # see `check_views`
     folder: Path,         # where everything that was ever seen is kept, see `looks_folder`
-) -> Seen:                # in the order of the images
+    rows: np.ndarray | None = None,  # (n,) of the images, rising; None = all
+    device: str | None = None,       # "cpu" or "cuda"; None = a GPU where there is one
+) -> Seen:                # in the order of the images, or of the rows
     "Show every image once in each view to a frozen encoder and keep what it said; a call that was killed goes on where it was. OSError where the folder cannot be written."
-    names, key = pixel_names_of(images), looker.key
-    fresh = look_at(images, names, looker, views, folder / key)
+    names, key = pixel_names(images, rows), looker.key
+    fresh = look_at(images, names, looker, views, folder / key, rows=rows, device=device)
     return Seen([Kept(folder / key / v, looker.encoder.feature_dim) for v in views], names, views, key, fresh)
 
 def look_at(
     images: Tensor,      # (N, 3, s, s) uint8
-    names: np.ndarray,   # (N,) of 16 bytes
+    names: np.ndarray,   # (n,) of 16 bytes, of all or of the rows
     looker: Looker,
     views: list[str],    # see `check_views`
     folder: Path,        # of what this looker has seen
     share: tuple[int, int] = (0, 1),  # number of this process, processes: each looks at its own images
+    rows: np.ndarray | None = None,   # (n,) of the images, rising; None = all
+    device: str | None = None,        # see `look`
 ) -> int:                # images that were looked at now
     "The work of `look`."
     _, first = np.unique(names, return_index=True)                    # of two copies one
@@ -276,13 +287,24 @@ def look_at(
             kept.read()
             todo = first[kept.find(names[first]) < 0]
             if not len(todo): continue
-            fresh, see = max(fresh, len(todo)), see or engine(looker, len(todo))
+            fresh, see = max(fresh, len(todo)), see or engine(looker, len(todo), device)
             parts = np.split(todo, range(see.block, len(todo), see.block))
             with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", delay=1, smoothing=.05) as bar:
-                for rows, h in zip(parts, see(cut(images, parts, looker, v, not see.resizes))):
-                    kept.add(names[rows], h)
-                    bar.update(len(rows))
+                for part, h in zip(parts, see(cut(images, parts if rows is None else [rows[p] for p in parts], looker, v, not see.resizes))):
+                    kept.add(names[part], h)
+                    bar.update(len(part))
     return fresh
+
+def look_once(
+    images: Tensor,      # (N, 3, s, s) uint8, N > 0
+    looker: Looker,
+    views: list[str],    # see `check_views`
+    device: str | None = None,  # see `look`
+) -> np.ndarray:         # (N, V, D) float16
+    "A look of which nothing is kept, where nothing can be written."
+    see = engine(looker, len(images), device)
+    parts = np.split(np.arange(len(images)), range(see.block, len(images), see.block))
+    return np.stack([np.concatenate([h.astype(np.float16) for h in see(cut(images, parts, looker, v, not see.resizes))]) for v in views], 1)
 
 def look_together(
     images: Tensor,      # (N, 3, s, s) uint8
@@ -291,11 +313,12 @@ def look_together(
     folder: Path,        # see `look`; of all machines
     devices: int = 1,    # processes on each machine
     nodes: int = 1,      # machines
+    rows: np.ndarray | None = None,  # (n,) of the images, rising; None = all
 ) -> int:                # images that this process has looked at
     "Each process looks at its share, all wait for the last: those that were started already, by Ray or torchrun, else by Lightning's Fabric. `look` then finds everything; where machines have no disk in common, it looks at the rest."
-    names, group = pixel_names_of(images), torch.distributed
+    names, group = pixel_names(images, rows), torch.distributed
     def own(process: int, processes: int, wait: Callable) -> int:
-        mine = look_at(images, names, looker, views, folder / looker.key, (process, processes))
+        mine = look_at(images, names, looker, views, folder / looker.key, (process, processes), rows)
         wait()
         return mine
     if group.is_available() and group.is_initialized(): return own(group.get_rank(), group.get_world_size(), group.barrier)
@@ -316,12 +339,6 @@ def cut(
         block = view(chosen, name).contiguous()
         yield looker.resize(block) if resample else block
         hand_back(pixels)
-
-def pixel_names_of(images: Tensor) -> np.ndarray:
-    "`pixel_names`, a thousand images at a time."
-    names = []
-    for part in images.split(1000): names.append(pixel_names(part)); hand_back(part)
-    return np.concatenate(names)
 
 def looks_folder(
     data: str = "",  # TrainConfig.data; a folder or archives have theirs beside them

@@ -54,7 +54,9 @@ class Rounds(Callback):
     def due(self, step: int, total: int) -> int: return 1 + min(self.times - 1, step * self.times // max(1, total))
 
     def on_train_start(self, trainer, module):
-        if self.q is not None: module.teach_with(self.q)
+        if self.q is None: return
+        if len(self.q) != len(self.images): raise ValueError(f"expected soft labels of {len(self.images)} images in the checkpoint, got {len(self.q)}: it was written when others were looked at")
+        module.teach_with(self.q)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.done >= (due := self.due(batch.step, module.total_steps)): return
