@@ -112,7 +112,7 @@ class TrainConfig:
     refit: bool = True                  # fit the head to the labelled images once more after the last step, near the trained one
     pseudo_weight: float = 1.0          # how much the pseudo-labels of stage 3 count in the cross entropy
     pseudo_correlation: bool = True     # whether pseudo-labelled images join the class correlation
-    frequencies: str = "estimated"      # how frequent the classes are among all images: "estimated", "labels" (as among the labels), "uniform", "none" (as they come), or known: "cat=0.2,dog=0.8"
+    frequencies: str = "estimated"      # how frequent the classes are among all images: "estimated", "labels" (as among the labels), "uniform", "none" (as they come), or known: a share for each class, name, equals sign, number, joined by commas
     confidence_threshold: float = 0.0   # pseudo-labels count from this confidence on (FixMatch); 0 weighs them by it (SoftMatch)
     batch_size: int = 128               # unlabelled images per step, over all devices
     labelled_batch_size: int = 40       # labelled images per step, over all devices
@@ -1315,12 +1315,13 @@ def run(
     before = measure(build(config, *sizes, sight=sight), replace(task, validation=None))[1]           # the same seed: the weights that training began with
     compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
     if sight and config.baselines and task.test is not None: compared = {name: measure_plain(p, task.test.labels) | dict(seconds=round(took, 2), image_passes=0) for name, (p, took) in plain_ways(task).items()}
-    peak = max(read_card(run_dir / "last.ckpt").get("peak_memory_mib", 0.0), peak_memory() or 0.0) or None
+    last = read_card(run_dir / "last.ckpt")                                               # by those who trained: processes of a notebook tell their parent nothing else
+    peak = max(last.get("peak_memory_mib", 0.0), peak_memory() or 0.0) or None
     training_seconds, passes = MetricsFile(run_dir / "metrics.csv").read()[-1]["seconds"], total_steps * (config.batch_size + config.labelled_batch_size)
     result = dict(
         config=asdict(config),
         data=dict(source=task.train.source, train_images=len(task.train), test_images=len(task.test or ()), labelled=len(task.split.labelled),
-                  validation=len(task.split.validation), classes=card["classes"], label_split_sha256=task.split.sha256, skipped=list(task.train.skipped)) | (dict(learn_on="features", left_aside=all_images - len(task.train), sight=sight.card, frequencies=model.card.get("frequencies"), readers=card.get("readers")) if sight else dict(learn_on="pixels")),
+                  validation=len(task.split.validation), classes=card["classes"], label_split_sha256=task.split.sha256, skipped=list(task.train.skipped)) | (dict(learn_on="features", left_aside=all_images - len(task.train), sight=sight.card, frequencies=last.get("frequencies"), readers=card.get("readers")) if sight else dict(learn_on="pixels")),
         metrics=metrics, baselines=compared,
         cost=dict(seconds=round(recorder.earlier + time.perf_counter() - began, 1), **(dict(look_seconds=round(looked, 1), learn_seconds=round(learnt, 1)) if sight else {}), training_seconds=training_seconds, image_passes=passes,
                   views_per_second=round(2 * passes / training_seconds), peak_memory_mib=peak, device=device_name(), precision=precision(config)),

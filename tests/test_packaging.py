@@ -245,6 +245,7 @@ def test_one_parameters_cell(path):
         ast.literal_eval(node.value)
         line = source.splitlines()[node.end_lineno - 1]
         assert re.search(r"#\s*\S", line), f"expected a reason on the line, got {line!r}"
+        assert line.count("=") == 1, f"expected one equals sign, for papermill leaves out a line with more, got {line!r}"
 
 def test_train_notebook():
     from semissl.train import TrainConfig

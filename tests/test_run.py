@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -112,6 +113,18 @@ def test_the_notebook_starts_two_processes(tmp_path):
     assert result["config"]["devices"] == 2 and result["metrics"]["test_accuracy"] > 0.4
     assert len(pd.read_csv(tmp_path/"runs"/"digits"/"metrics.csv")["step"].unique()) == 2
     assert len(list((tmp_path/"runs"/"digits"/"figures").glob("*.png"))) >= 9
+
+def test_the_notebook_looks_and_learns_in_two_processes(tmp_path):
+    "Features: the look is shared, the rounds are those of one run, and what the processes found reaches the result and its figures."
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled", "SEMISSL_CACHE": str(tmp_path/"cache")}
+    chosen = dict(data="digits", learn_on="features", encoder="tf_efficientnet_lite0", image_size=32, views="plain", labels_per_class=2, round_steps=5, wandb_project="", devices=2)
+    done = papermill(tmp_path, environment, **chosen)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Unable to parse" not in done.stderr
+    result = json.loads((tmp_path/"runs"/"digits"/"result.json").read_text())
+    data, names = result["data"], np.fromfile(next((tmp_path/"cache"/"looks").glob("*/plain/names.bin")), "V16")
+    assert data["learn_on"] == "features" and len(names) == len(np.unique(names)) and result["metrics"]["test_accuracy"] > .5
+    assert len(data["frequencies"]["prior"]) == len(data["frequencies"]["deviation"]) == 10 and (tmp_path/"runs"/"digits"/"figures"/"class_frequencies.png").exists()
 
 def test_compile_without_a_compiler_is_a_warning(tmp_path):
     environment = {"CXX": str(tmp_path/"no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path/"cache")}
