@@ -1,4 +1,4 @@
-"""What a representation is worth: linear probe, nearest neighbours, fine-tuning, and the figures that go into a result.
+"""What a representation is worth: linear probe, nearest neighbours, and the figures that go into a result.
 
 Docs: https://semissl.github.io/semissl/evaluate.html.md"""
 
@@ -6,11 +6,10 @@ Docs: https://semissl.github.io/semissl/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['PASS', 'READ', 'encode', 'check_rows', 'linear_probe', 'knn', 'class_means', 'gaussian_mixture', 'label_propagation',
-           'fit_head', 'fine_tune', 'spread_out', 'evaluate', 'embedding_map', 'neighbours']
+           'fit_head', 'spread_out', 'evaluate', 'embedding_map', 'neighbours']
 
 # %% ../nbs/07_evaluate.ipynb #d16e37e1
 import warnings
-from copy import deepcopy
 from functools import partial
 from typing import Callable
 
@@ -26,7 +25,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from .data import ImageSet
-from .heads import LinearHead
 from .method.propagate import nearest_graph, propagate, solve, transport
 from .metrics import (accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, class_correlation_matrix,
                              different_class_correlation, effective_rank, same_class_correlation)
@@ -185,31 +183,6 @@ def fit_head(
     with torch.enable_grad(): optimizer.step(loss)
     W = W.detach() / std
     return W.float().cpu(), (b.detach() - W @ mean).float().cpu()
-
-# %% ../nbs/07_evaluate.ipynb #4360239a
-def fine_tune(
-    encoder: nn.Module,    # f, with a feature_dim; copied
-    images: Tensor,        # (L, 3, S, S) uint8 labelled images
-    labels: Tensor,        # (L,) their labels, 0 to K-1
-    classes: int,          # K
-    view: Callable,        # (uint8 images, generator) -> float views, one augmentation of each image
-    steps: int = 200,      # optimizer steps
-    batch_size: int = 64,  # images per step
-    lr: float = 1e-2,      # of the head; the encoder gets a tenth
-    seed: int = 0,         # of batches and views
-) -> nn.Sequential:        # encoder and head, in evaluation mode
-    "Train a copy of the encoder and a new head on the labels alone; ValueError as `check_rows`."
-    check_rows(images.flatten(1), labels, images.flatten(1), classes)
-    device = next(encoder.parameters()).device
-    net = nn.Sequential(deepcopy(encoder), LinearHead(encoder.feature_dim, classes).to(device)).train()
-    optimizer = torch.optim.AdamW([{"params": net[0].parameters(), "lr": lr / 10}, {"params": net[1].parameters(), "lr": lr}])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator(device).manual_seed(seed)
-    for _ in range(steps):
-        rows = torch.randint(len(images), (min(batch_size, len(images)),), generator=generator, device=device).to(images.device)
-        loss = nn.functional.cross_entropy(net(view(images[rows].to(device), generator)), labels[rows].to(device))
-        optimizer.zero_grad(); loss.backward(); optimizer.step(); schedule.step()
-    return net.eval()
 
 # %% ../nbs/07_evaluate.ipynb #95ee4a52
 READ = 5000   # unlabelled images that the readers of `evaluate` look at, at most

@@ -13,9 +13,9 @@ __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UN
            'forget_peak', 'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget',
            'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of', 'Result', 'write_json',
            'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'each_reader', 'plain_ways',
-           'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate', 'calibrate_features', 'picture_arrays',
-           'write_predictions', 'versions', 'commit', 'device_name', 'check_processes', 'fit', 'finished', 'clean',
-           'run', 'looked_at', 'seen_by', 'write_result', 'truth', 'main']
+           'tuned_way', 'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate', 'calibrate_features',
+           'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name', 'check_processes', 'fit',
+           'finished', 'clean', 'run', 'looked_at', 'seen_by', 'write_result', 'truth', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -68,6 +68,7 @@ from .method.weights import Recipe, ready, recipe
 from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, collapse_warning, fit_temperature
 from .module import SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
+from .run.finetune import fine_tuned
 from .run.rounds import Rounds, Settle
 from .run.sight import MIXES, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
 
@@ -124,7 +125,7 @@ class TrainConfig:
     devices: int = 1                    # processes on each machine that share the batch (DDP): GPUs, or CPU processes where there is none
     nodes: int = 1                      # machines that share the batch
     compile: str = "auto"               # torch.compile of the encoder: "on", "off", or "auto" for a GPU and a run long enough to repay it
-    baselines: bool = True              # also train labels-only and SSL-then-probe on the same labels
+    baselines: bool = True              # also what is compared with, on the same labels. Features: logistic regression, class means and, on a GPU or in what a budget of time leaves, fine-tuning; pixels: labels only, and SSL then a probe
     calibration_folds: int = 0          # trainings with a share of the labels left out each, whose predictions for them scale the confidence; 0 for none on pixels and three short ones on features, and validation labels do it where there are some
     max_bad_share: float = 0.01         # share of images that may fail to decode before the run stops
     run_dir: str = "runs/digits"        # where everything goes
@@ -1069,6 +1070,20 @@ def plain_ways(
     found["class_means"] = class_means(x[y >= 0], y[y >= 0], x_test, K), time.perf_counter() - began
     return found
 
+def tuned_way(
+    config: TrainConfig, # seed is read
+    task: Task,          # on features
+    sight: Sight,        # what looked
+    seconds: float,      # there are
+) -> dict[str, tuple[torch.Tensor, float]]:  # as `plain_ways`; empty where that is too little, which is said
+    "What labels alone make of the encoder itself: fine-tuning on pixels, answer included."
+    labelled, began = (task.train.labels >= 0).nonzero()[:, 0], time.perf_counter()
+    try: net = fine_tuned(sight.looker, task.train.pictures[labelled], task.train.labels[labelled], len(task.train.classes), len(task.test), seconds, seed=config.seed, device="cuda" if torch.cuda.is_available() else "cpu")
+    except TimeoutError as err:
+        print(f"Fine-tuning is left out: {err}.")
+        return {}
+    return {"fine_tuning": (net.probabilities(task.test.pictures), time.perf_counter() - began)}
+
 def measure_plain(
     p: torch.Tensor,       # (M, K) probabilities
     labels: torch.Tensor,  # (M,) of the test images
@@ -1314,7 +1329,11 @@ def run(
     metrics, after = measure(model, task, temperature=temperature)                       # all training first: a GPU in use forbids a notebook to start processes
     before = measure(build(config, *sizes, sight=sight), replace(task, validation=None))[1]           # the same seed: the weights that training began with
     compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
-    if sight and config.baselines and task.test is not None: compared = {name: measure_plain(p, task.test.labels) | dict(seconds=round(took, 2), image_passes=0) for name, (p, took) in plain_ways(task).items()}
+    if sight and config.baselines and task.test is not None:
+        budget = parse_budget(config.budget)[0]
+        left = max(0.0, budget - recorder.earlier - (time.perf_counter() - began)) if budget else 120.0 * torch.cuda.is_available()
+        ways = plain_ways(task) | (tuned_way(config, task, sight, left) if left else {})
+        compared = {name: measure_plain(p, task.test.labels) | dict(seconds=round(took, 2), image_passes=0) for name, (p, took) in ways.items()}
     last = read_card(run_dir / "last.ckpt")                                               # by those who trained: processes of a notebook tell their parent nothing else
     peak = max(last.get("peak_memory_mib", 0.0), peak_memory() or 0.0) or None
     training_seconds, passes = MetricsFile(run_dir / "metrics.csv").read()[-1]["seconds"], total_steps * (config.batch_size + config.labelled_batch_size)

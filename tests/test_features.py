@@ -116,3 +116,23 @@ def test_a_folder_that_cannot_be_written(tmp_path, pixels):
     from semissl.encoder import small_resnet
     (tmp_path/"file").write_text("in the way")
     with pytest.raises(OSError): look(torch.from_numpy(np.load(pixels)[:4]), Looker(small_resnet(8), 32, (.5,) * 3, (.5,) * 3), ["plain"], tmp_path/"file")
+
+def test_fine_tuning_in_what_a_budget_leaves(tmp_path, monkeypatch):
+    from semissl.data import hide_labels, label_split, load_images
+    from semissl.train import Task, TrainConfig, fit
+    monkeypatch.setenv("SEMISSL_CACHE", str(tmp_path/"cache"))
+    all_digits = load_images("digits")
+    train, test = all_digits.select(range(0, 300)), all_digits.select(range(300, 360))
+    split = label_split(train.labels, 4, seed=0)
+    task = Task(hide_labels(train, split), test, None, split)
+    config = dict(learn_on="features", encoder="tf_efficientnet_lite0", image_size=32, views="plain", wandb_project="", round_steps=10)
+    began = time.monotonic()
+    result = fit(TrainConfig(budget="60 s", run_dir=str(tmp_path/"long"), **config), task)
+    assert time.monotonic() - began < 75
+    assert set(result.baselines) == {"logistic_regression", "class_means", "fine_tuning"}
+    tuned = result.baselines["fine_tuning"]
+    assert tuned["test_accuracy"] > .4 and 1 < tuned["seconds"] < 55
+    result = fit(TrainConfig(run_dir=str(tmp_path/"free"), **config), task)          # no budget, no GPU: nobody asked for the time
+    assert "fine_tuning" not in result.baselines or torch.cuda.is_available()
+    result = fit(TrainConfig(budget="2 s", run_dir=str(tmp_path/"short"), **config), task)
+    assert "fine_tuning" not in result.baselines

@@ -16,7 +16,7 @@ EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS/"experiments"]
 TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS/"tutorials"]
 MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name) or p.parent in (NBS/"method", NBS/"run")]
 MODULES = ["data", "augment", "encoder", "heads", "losses", "metrics", "method.weights", "method.propagate", "method.correlation", "method.adapter", "module", "run.features", "evaluate", "run.sight",
-           "run.rounds", "train", "predict", "label", "batch", "report", "classifier"]  # never fewer; each uses those before it alone
+           "run.rounds", "run.finetune", "train", "predict", "label", "batch", "report", "classifier"]  # never fewer; each uses those before it alone
 
 def name(path: Path) -> str: return path.relative_to(NBS).as_posix()
 def module_of(path: Path) -> str: return path.stem[3:] if path.parent == NBS else f"{path.parent.name}.{path.stem}"
