@@ -917,7 +917,7 @@ def steps_of(config: TrainConfig, task: Task) -> int:
     return steps
 
 # %% ../nbs/08_train.ipynb #b2e7a886
-METRICS = ("test_accuracy", "test_accuracy_interval", "linear_head_accuracy", "correlation_accuracy", "logistic_regression_accuracy", "linear_probe_accuracy", "knn_accuracy", "class_means_accuracy", "gaussian_mixture_accuracy", "label_propagation_accuracy",
+METRICS = ("test_accuracy", "test_accuracy_interval", "linear_head_accuracy", "correlation_accuracy", "logistic_regression_accuracy", "self_training_accuracy", "linear_probe_accuracy", "knn_accuracy", "class_means_accuracy", "gaussian_mixture_accuracy", "label_propagation_accuracy",
            "accuracy_at_50", "accuracy_at_80", "accuracy_at_95", "temperature", "calibration_error",
            "same_class_correlation", "different_class_correlation", "effective_rank", "validation_accuracy")
 
@@ -1048,7 +1048,7 @@ def each_reader(
     model: SemiSSL,       # on features
     images: FeatureSet,
     device: str | torch.device = "cpu",  # where the model lives
-) -> torch.Tensor:        # (3, N, K) probabilities, in the order of READERS
+) -> torch.Tensor:        # (4, N, K) probabilities, in the order of READERS
     "What each reader of the answer says."
     head = model.ema.model[1]
     said = []

@@ -7,19 +7,22 @@ Docs: https://semissl.github.io/semissl/run/sight.html.md"""
 # %% auto #0
 __all__ = ['MOST', 'COST', 'QUICKER', 'SIGHT', 'READERS', 'MIXES', 'Sight', 'looker_of', 'sight_of', 'Pictures', 'FeatureSet',
            'on_basis', 'featured', 'native_bfloat16', 'quick_here', 'seconds_of', 'plan', 'new_sight', 'check_sight',
-           'Answer', 'logistic', 'Sighted']
+           'Answer', 'logistic', 'only', 'of_all', 'self_trained', 'Sighted']
 
 # %% ../../nbs/run/sight.ipynb #51d2018c
 import importlib.util
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.semi_supervised import SelfTrainingClassifier
 from torch import Tensor, nn
 
 from ..data import ImageSet, writable
+from ..evaluate import spread_out
 from ..method.adapter import Adapter, Basis, basis_dim
 from ..method.weights import Recipe, ready
 from .features import Looker, Seen, check_views, look, look_once, look_together, view
@@ -195,8 +198,8 @@ def check_sight(
     return card
 
 # %% ../../nbs/run/sight.ipynb #24982567
-READERS = ("linear_head", "correlation", "logistic_regression")
-MIXES = {"all": (.25, .25, .5), "learnt": (.5, .5, 0.0), "plain": (0.0, 0.0, 1.0)}   # shares of READERS
+READERS = ("linear_head", "correlation", "logistic_regression", "self_training")
+MIXES = {"all": (.25, .25, .25, .25), "learnt": (.5, .5, 0.0, 0.0), "plain": (0.0, 0.0, 1.0, 0.0)}   # shares of READERS
 
 class Answer(nn.Module):
     "Log-probabilities from representation, features and the head's logits."
@@ -208,17 +211,17 @@ class Answer(nn.Module):
     ):
         super().__init__()
         self.tau = tau
-        for name, shape in dict(means=(classes, feature_dim), A=(classes, dim), a=(classes,), seen_means=(classes, dim), distances=(201,)).items(): self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("mix", torch.tensor([1.0, 0, 0]))        # the head alone, until `fit`
+        for name, shape in dict(means=(classes, feature_dim), A=(2, classes, dim), a=(2, classes), seen_means=(classes, dim), distances=(201,)).items(): self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("mix", torch.tensor([1.0, 0, 0, 0]))     # the head alone, until `fit`
 
     def readers(self,
         h: Tensor,       # (N, D) representations
         x: Tensor,       # (N, d) features, the mean over views
         logits: Tensor,  # (N, K) of the head
-    ) -> Tensor:         # (3, N, K) probabilities, in the order of READERS
+    ) -> Tensor:         # (4, N, K) probabilities, in the order of READERS
         "What each says."
         u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
-        return torch.stack([logits.softmax(1), (u @ self.means.T / self.tau).softmax(1), (x @ self.A.T + self.a).softmax(1)])
+        return torch.cat([torch.stack([logits, u @ self.means.T / self.tau]), x @ self.A.transpose(1, 2) + self.a[:, None]]).softmax(2)
 
     def forward(self, h: Tensor, x: Tensor, logits: Tensor) -> Tensor:
         return (self.mix[:, None, None] * self.readers(h, x, logits)).sum(0).clamp(min=1e-12).log()
@@ -240,14 +243,13 @@ class Answer(nn.Module):
         x: Tensor,       # (N, d) their features
         y: Tensor,       # (N,) labels, -1 = unlabelled
     ) -> "Answer":
-        "Class means of everything, logistic regression on the labels; all three count from now on."
+        "Class means of everything, both regressions; all four readers count from now on."
         u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
         m = q.T @ u
         self.means.copy_(nn.functional.normalize(m - m.mean(1, keepdim=True), dim=1))
         self.seen_means.copy_(nn.functional.normalize(q.T @ nn.functional.normalize(x, dim=1), dim=1))
         self.distances.copy_(torch.quantile(self.apart(x[torch.linspace(0, len(x) - 1, min(len(x), 20_000)).long()]), torch.linspace(0, 1, 201)))
-        A, a = logistic(x[y >= 0], y[y >= 0], len(self.a))
-        self.A.copy_(A), self.a.copy_(a)
+        for i, (A, a) in enumerate((logistic(x[y >= 0], y[y >= 0], len(self.means)), self_trained(x, y, len(self.means)))): self.A[i], self.a[i] = A, a
         self.mix.copy_(torch.tensor(MIXES["all"]))
         return self
 
@@ -258,13 +260,39 @@ def logistic(
     C: float = 0.03, # inverse strength of the L2 penalty
 ) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
     "Logistic regression on features as they are; a class without a label is never predicted."
-    A, a, seen = torch.zeros(classes, x.shape[1]), torch.full((classes,), -30.0), y.unique()
-    if len(seen) == 1: a[seen] = 0.0; return A, a
-    fitted = LogisticRegression(C=C, max_iter=1000).fit(x.numpy(), y.numpy())
-    W, b = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
-    if len(seen) == 2: W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2
-    A[seen], a[seen] = W, b
+    if len(y.unique()) == 1: return only(x, y, classes)
+    return of_all(LogisticRegression(C=C, max_iter=1000).fit(x.numpy(), y.numpy()), classes)
+
+def only(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    "The one class there is is always right."
+    A, a = torch.zeros(classes, x.shape[1]), torch.full((classes,), -30.0)
+    a[y.max()] = 0.0
     return A, a
+
+def of_all(
+    fitted: LogisticRegression,  # on the classes that have labels
+    classes: int,                # K
+) -> tuple[Tensor, Tensor]:      # (K, d), (K,)
+    "Weights of all classes; those without a label are never predicted."
+    W, b = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
+    if len(fitted.classes_) == 2: W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2
+    A, a = torch.zeros(classes, W.shape[1]), torch.full((classes,), -30.0)
+    A[fitted.classes_], a[fitted.classes_] = W, b
+    return A, a
+
+def self_trained(
+    x: Tensor,         # (N, d) features
+    y: Tensor,         # (N,) labels, -1 = unlabelled
+    classes: int,      # K
+    most: int = 5000,  # unlabelled rows that may join in, evenly spread
+) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
+    "Logistic regression that takes in what it is sure of and is fitted again; the same limits as `logistic`."
+    if len(y[y >= 0].unique()) == 1: return only(x, y, classes)
+    rows = torch.cat([(y >= 0).nonzero()[:, 0], spread_out((y < 0).nonzero()[:, 0], most)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                               # few iterations are enough, and there may be nothing without a label
+        teacher = SelfTrainingClassifier(LogisticRegression(class_weight="balanced", max_iter=300), threshold=.95, max_iter=5).fit(x[rows].numpy(), y[rows].numpy())
+    return of_all(teacher.estimator_, classes)
 
 # %% ../../nbs/run/sight.ipynb #e56f4d60
 class Sighted(nn.Module):
