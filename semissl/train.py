@@ -6,16 +6,17 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UNITS', 'EXPECTED', 'REPAID_BY', 'COLUMNS',
-           'LOSSES', 'METRICS', 'TrainConfig', 'check_type', 'parse_budget', 'config_from', 'kind_of', 'chosen_encoder',
-           'learns_on', 'size_to_load', 'expectation', 'Task', 'own_test_part', 'load_task', 'hold_out', 'fit_test',
-           'objective', 'mixes', 'policies', 'check_start', 'build', 'precision', 'compile_encoder',
-           'keep_freed_memory', 'wandb_mode', 'Tracker', 'MetricsFile', 'Recorder', 'Progress', 'peak_memory',
-           'forget_peak', 'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget',
-           'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of', 'Result', 'write_json',
-           'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'each_reader', 'plain_ways',
-           'tuned_way', 'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate', 'calibrate_features',
-           'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name', 'check_processes', 'fit',
-           'finished', 'clean', 'run', 'looked_at', 'seen_by', 'write_result', 'truth', 'main']
+           'LOSSES', 'METRICS', 'LEARN_FROM', 'TrainConfig', 'check_type', 'parse_budget', 'config_from', 'kind_of',
+           'chosen_encoder', 'learns_on', 'size_to_load', 'expectation', 'Task', 'own_test_part', 'load_task',
+           'hold_out', 'fit_test', 'objective', 'mixes', 'policies', 'check_start', 'build', 'precision',
+           'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker', 'MetricsFile', 'Recorder', 'Progress',
+           'peak_memory', 'forget_peak', 'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader',
+           'Budget', 'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of', 'Result',
+           'write_json', 'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'each_reader',
+           'plain_ways', 'tuned_way', 'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate',
+           'calibrate_features', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name',
+           'check_processes', 'fit', 'finished', 'clean', 'run', 'looked_at', 'seen_by', 'write_result', 'truth',
+           'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -1353,13 +1354,15 @@ def run(
     if torch.distributed.is_initialized(): torch.distributed.barrier()
     return Result.read(run_dir)
 
+LEARN_FROM = 200_000   # images, at most: the steps have a ceiling, and the graph of a million takes an hour on two cores
+
 def looked_at(
     task: Task,   # pixels
-    most: int,    # training images; 0 = all
+    most: int,    # training images; 0 = as many as are learnt from
 ) -> torch.Tensor:  # rows in order
     "All with a label, those of the validation too, and of the others as many as there is time for, evenly spread."
-    N, y = len(task.train), task.train.labels
-    if not most or N <= most: return torch.arange(N)
+    N, y, most = len(task.train), task.train.labels, min(most or LEARN_FROM, LEARN_FROM)
+    if N <= most: return torch.arange(N)
     wanted = torch.zeros(N, dtype=torch.bool)
     wanted[y >= 0] = wanted[task.split.validation] = True
     return torch.cat([wanted.nonzero()[:, 0], spread_out((~wanted).nonzero()[:, 0], max(0, most - int(wanted.sum())))]).sort().values
@@ -1374,7 +1377,8 @@ def seen_by(
     limit = dict(seconds=.7 * seconds, beside=len(task.test or ())) if seconds else {}     # of a budget the rest is for learning
     sight = new_sight(chosen, len(task.train), config.image_size, config.views, **limit)
     rows = looked_at(task, sight.most)
-    left = f"; {len(task.train) - len(rows)} unlabelled ones are left aside, for time: a budget of more, or image_size of less, takes them in" if len(rows) < len(task.train) else ""
+    why = "for time: a budget of more, or image_size of less, takes them in" if 0 < sight.most < LEARN_FROM else f"more than {LEARN_FROM:,} teach no more"
+    left = f"; {len(task.train) - len(rows)} unlabelled ones are left aside, {why}" if len(rows) < len(task.train) else ""
     if leader: print(f"{sight.recipe}; {len(rows)} images at {sight.looker.size} px, {' and '.join(sight.views)}{left}")
     show = lambda images, rows=None: featured(images, sight, folder, rows, devices=config.devices, nodes=config.nodes)
     train = show(task.train, rows)

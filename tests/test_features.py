@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, pixels):
     (tmp_path/"file").write_text("in the way")
     with pytest.raises(OSError): look(torch.from_numpy(np.load(pixels)[:4]), Looker(small_resnet(8), 32, (.5,) * 3, (.5,) * 3), ["plain"], tmp_path/"file")
 
-def test_fine_tuning_in_what_a_budget_leaves(tmp_path, monkeypatch):
+def test_fine_tuning_in_what_a_budget_leaves(tmp_path, monkeypatch, capsys):
     from semissl.data import hide_labels, label_split, load_images
     from semissl.train import Task, TrainConfig, fit
     monkeypatch.setenv("SEMISSL_CACHE", str(tmp_path/"cache"))
@@ -132,7 +132,10 @@ def test_fine_tuning_in_what_a_budget_leaves(tmp_path, monkeypatch):
     assert set(result.baselines) == {"logistic_regression", "class_means", "fine_tuning"}
     tuned = result.baselines["fine_tuning"]
     assert tuned["test_accuracy"] > .4 and 1 < tuned["seconds"] < 55
+    monkeypatch.setattr("semissl.train.LEARN_FROM", 120)
     result = fit(TrainConfig(run_dir=str(tmp_path/"free"), **config), task)          # no budget, no GPU: nobody asked for the time
     assert "fine_tuning" not in result.baselines or torch.cuda.is_available()
+    assert (result.data["train_images"], result.data["left_aside"], result.data["labelled"]) == (120, 180, 40)
+    assert "180 unlabelled ones are left aside, more than 120 teach no more" in capsys.readouterr().out
     result = fit(TrainConfig(budget="2 s", run_dir=str(tmp_path/"short"), **config), task)
     assert "fine_tuning" not in result.baselines
