@@ -301,7 +301,12 @@ def test_results_in_the_readme_are_made_from_the_rows():
     import pandas as pd
     from semissl.report import gain_words, paired_gain, results_table, summary_table
     text, results = (ROOT/"README.md").read_text(encoding="utf-8"), NBS/"experiments/results"
-    shown = [o["data"]["text/markdown"] for c in read(NBS/"index.ipynb").cells if "hide-input" in c.metadata.get("tags", []) for o in c.outputs]
+    photos, speed, *shown = [o["data"]["text/markdown"] for c in read(NBS/"index.ipynb").cells if "hide-input" in c.metadata.get("tags", []) for o in c.outputs]
+    for n in ("clothes", "cifar10"):
+        rows = pd.DataFrame(json.loads((results/f"{n}-photos.json").read_text()))
+        for k, right in rows[rows["arm"] == "method"].groupby("labels_per_class")["test_accuracy"]: assert f"| {n} | {k} | {100*right.mean():.1f} ± {100*right.std():.1f} % |" in photos
+    scale = [row for row in json.loads((results/"scale.json").read_text()) if row["part"] == "look" and row["encoder"] == "tf_efficientnet_lite0"]
+    assert f"{pd.Series([row['plain_loop'] / row['look'] for row in scale]).median():.1f} times as many as a plain loop" in speed
     runs = results_table(sorted(map(str, results.glob("*-label-efficiency.json"))))
     assert shown[0] == summary_table(runs[runs["arm"] == "stages 1+2+3"], by=("name", "labels_per_class"))
     *tables, gpu = shown
