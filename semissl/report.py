@@ -258,7 +258,7 @@ def learning_curves(
 
 # %% ../nbs/12_report.ipynb #873ff6e1
 METHOD = "semissl"
-BASELINES = {"labels_only": "labels only", "ssl_then_probe": "SSL, then probe", "fine_tuning": "fine-tuning"}
+BASELINES = {"labels_only": "labels only", "ssl_then_probe": "SSL, then probe", "fine_tuning": "fine-tuning", "logistic_regression": "logistic regression", "class_means": "class means"}
 
 
 def _tested(result, method):

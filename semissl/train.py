@@ -1081,7 +1081,9 @@ def tuned_way(
 ) -> dict[str, tuple[torch.Tensor, float]]:  # as `plain_ways`; empty where that is too little, which is said
     "What labels alone make of the encoder itself: fine-tuning on pixels, answer included."
     labelled, began = (task.train.labels >= 0).nonzero()[:, 0], time.perf_counter()
-    try: net = fine_tuned(sight.looker, task.train.pictures[labelled], task.train.labels[labelled], len(task.train.classes), len(task.test), seconds, seed=config.seed, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if seconds <= 0: raise TimeoutError("the budget is used up")
+        net = fine_tuned(sight.looker, task.train.pictures[labelled], task.train.labels[labelled], len(task.train.classes), len(task.test), seconds, seed=config.seed, device="cuda" if torch.cuda.is_available() else "cpu")
     except TimeoutError as err:
         print(f"Fine-tuning is left out: {err}.")
         return {}
@@ -1334,8 +1336,8 @@ def run(
     compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
     if sight and config.baselines and task.test is not None:
         budget = parse_budget(config.budget)[0]
-        left = max(0.0, budget - recorder.earlier - (time.perf_counter() - began)) if budget else 120.0 * torch.cuda.is_available()
-        ways = plain_ways(task) | (tuned_way(config, task, sight, left) if left else {})
+        left = budget - recorder.earlier - (time.perf_counter() - began) if budget else 120.0
+        ways = plain_ways(task) | (tuned_way(config, task, sight, left) if budget or torch.cuda.is_available() else {})
         compared = {name: measure_plain(p, task.test.labels) | dict(seconds=round(took, 2), image_passes=0) for name, (p, took) in ways.items()}
     last = read_card(run_dir / "last.ckpt")                                               # by those who trained: processes of a notebook tell their parent nothing else
     peak = max(last.get("peak_memory_mib", 0.0), peak_memory() or 0.0) or None
@@ -1356,7 +1358,7 @@ def run(
     if torch.distributed.is_initialized(): torch.distributed.barrier()
     return Result.read(run_dir)
 
-LEARN_FROM = 200_000   # images, at most: the steps have a ceiling, and the graph of a million takes an hour on two cores
+LEARN_FROM = 200_000   # images, at most: the steps have a ceiling, and all of a million took more than 47 minutes on two cores
 
 def looked_at(
     task: Task,   # pixels
@@ -1379,7 +1381,7 @@ def seen_by(
     limit = dict(seconds=.7 * seconds, beside=len(task.test or ())) if seconds else {}     # of a budget the rest is for learning
     sight = new_sight(chosen, len(task.train), config.image_size, config.views, **limit)
     rows = looked_at(task, sight.most)
-    why = "for time: a budget of more, or image_size of less, takes them in" if 0 < sight.most < LEARN_FROM else f"more than {LEARN_FROM:,} teach no more"
+    why = "for time: a budget of more, or image_size of less, takes them in" if 0 < sight.most < LEARN_FROM else f"for no more than {LEARN_FROM:,} are learnt from"
     left = f"; {len(task.train) - len(rows)} unlabelled ones are left aside, {why}" if len(rows) < len(task.train) else ""
     if leader: print(f"{sight.recipe}; {len(rows)} images at {sight.looker.size} px, {' and '.join(sight.views)}{left}")
     show = lambda images, rows=None: featured(images, sight, folder, rows, devices=config.devices, nodes=config.nodes)

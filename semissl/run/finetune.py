@@ -51,7 +51,7 @@ def fine_tuned(
     y: Tensor,            # (L,) labels, 0 to K-1
     classes: int,         # K
     to_answer: int = 0,   # images that it has to answer for in the same time
-    seconds: float = 0.0, # at most; 0 = no limit
+    seconds: float | None = None, # at most, answer included; None = no limit
     steps: int = 100,     # optimizer steps, fewer where the time is short
     batch: int = 32,      # images of a step
     lr: float = 1e-4,     # learning rate of the encoder; the head's is ten times that
@@ -63,9 +63,10 @@ def fine_tuned(
     began = time.perf_counter()
     with torch.inference_mode(): x = torch.cat([looker(part.to(device)).cpu() for part in images.split(batch)])
     each = (time.perf_counter() - began) / len(images)                       # seconds of an image, forward
-    allowed = int((seconds - each * to_answer) / (4 * batch * each)) if seconds else steps
-    if allowed < min(steps, 20): raise TimeoutError(f"expected at least {each * (to_answer + 80 * batch):.0f} s for fine-tuning, got {seconds:.0f}")
-    steps = min(steps, allowed)
+    until = float("inf") if seconds is None else began + seconds - each * to_answer
+    allowed = (until - time.perf_counter()) / (4 * batch * each)
+    if allowed < min(steps, 20): raise TimeoutError(f"expected at least {each * (to_answer + 80 * batch + len(images)):.0f} s for fine-tuning, got {seconds:.0f}")
+    steps = int(min(allowed, steps))
     mean, scale = x.mean(0), x.std().clamp(min=1e-6)
     A, a = logistic((x - mean) / scale, y, classes)
     net, g = Tuned(looker, A / scale, a - A @ (mean / scale)).to(device), torch.Generator().manual_seed(seed)
@@ -74,6 +75,7 @@ def fine_tuned(
     present = y.unique()
     of_class = [(y == k).nonzero()[:, 0] for k in present]
     for step in range(steps):
+        if time.perf_counter() > until: break
         for group in optimizer.param_groups: group["lr"] = group["rate"] * learning_rate(step, steps)
         turn = torch.randint(len(present), (batch,), generator=g)
         rows = torch.stack([of_class[k][torch.randint(len(of_class[k]), (), generator=g)] for k in turn])

@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/run/sight.html.md"""
 # %% auto #0
 __all__ = ['MOST', 'COST', 'QUICKER', 'SIGHT', 'READERS', 'MIXES', 'Sight', 'looker_of', 'sight_of', 'Pictures', 'FeatureSet',
            'on_basis', 'featured', 'native_bfloat16', 'quick_here', 'seconds_of', 'plan', 'new_sight', 'check_sight',
-           'Answer', 'logistic', 'only', 'of_all', 'self_trained', 'Sighted']
+           'Answer', 'logistic', 'self_trained', 'weights_of', 'Sighted']
 
 # %% ../../nbs/run/sight.ipynb #51d2018c
 import importlib.util
@@ -260,25 +260,7 @@ def logistic(
     C: float = 0.03, # inverse strength of the L2 penalty
 ) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
     "Logistic regression on features as they are; a class without a label is never predicted."
-    if len(y.unique()) == 1: return only(x, y, classes)
-    return of_all(LogisticRegression(C=C, max_iter=1000).fit(x.numpy(), y.numpy()), classes)
-
-def only(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    "The one class there is is always right."
-    A, a = torch.zeros(classes, x.shape[1]), torch.full((classes,), -30.0)
-    a[y.max()] = 0.0
-    return A, a
-
-def of_all(
-    fitted: LogisticRegression,  # on the classes that have labels
-    classes: int,                # K
-) -> tuple[Tensor, Tensor]:      # (K, d), (K,)
-    "Weights of all classes; those without a label are never predicted."
-    W, b = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
-    if len(fitted.classes_) == 2: W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2
-    A, a = torch.zeros(classes, W.shape[1]), torch.full((classes,), -30.0)
-    A[fitted.classes_], a[fitted.classes_] = W, b
-    return A, a
+    return weights_of(LogisticRegression(C=C, max_iter=1000), x, y, classes)
 
 def self_trained(
     x: Tensor,         # (N, d) features
@@ -286,13 +268,28 @@ def self_trained(
     classes: int,      # K
     most: int = 5000,  # unlabelled rows that may join in, evenly spread
 ) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
-    "Logistic regression that takes in what it is sure of and is fitted again; the same limits as `logistic`."
-    if len(y[y >= 0].unique()) == 1: return only(x, y, classes)
+    "Logistic regression that takes in what it is sure of and is fitted again (Yarowsky 1995); a class without a label is never predicted."
     rows = torch.cat([(y >= 0).nonzero()[:, 0], spread_out((y < 0).nonzero()[:, 0], most)])
+    teacher = SelfTrainingClassifier(LogisticRegression(class_weight="balanced", max_iter=300), threshold=.95, max_iter=5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                               # few iterations are enough, and there may be nothing without a label
-        teacher = SelfTrainingClassifier(LogisticRegression(class_weight="balanced", max_iter=300), threshold=.95, max_iter=5).fit(x[rows].numpy(), y[rows].numpy())
-    return of_all(teacher.estimator_, classes)
+        warnings.filterwarnings("ignore", "y contains no unlabeled samples")
+        return weights_of(teacher, x[rows], y[rows], classes)
+
+def weights_of(
+    model: LogisticRegression | SelfTrainingClassifier,  # is fitted
+    x: Tensor,     # (N, d) features
+    y: Tensor,     # (N,) labels, -1 = unlabelled
+    classes: int,  # K
+) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
+    "A linear classifier of scikit-learn on all classes, though some have no label; where one class alone has labels, it is always right."
+    A, a, seen = torch.zeros(classes, x.shape[1]), torch.full((classes,), -30.0), y[y >= 0].unique()
+    if len(seen) == 1: a[seen] = 0.0; return A, a
+    fitted = model.fit(x.numpy(), y.numpy())
+    fitted = getattr(fitted, "estimator_", fitted)
+    W, b = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
+    if len(seen) == 2: W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2
+    A[seen], a[seen] = W, b
+    return A, a
 
 # %% ../../nbs/run/sight.ipynb #e56f4d60
 class Sighted(nn.Module):
