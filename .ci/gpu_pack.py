@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from semissl.data import ImageSet, load_images
+from semissl.data.images import ImageSet
+from semissl.data.sources import load_images
 
 ROOT = Path(__file__).resolve().parents[1]
 SHEET, FIRST = 900, 31_500   # images in a sheet of 30 x 30; training images in the first load

@@ -64,7 +64,9 @@ def rate(work, n, turns=5, warm=2):
 def speed(seconds):
     import torch
     from semissl.augment import policy, two_views
-    from semissl.data import FewLabelLoader, ImageSet, hide_labels, label_split
+    from semissl.data.images import ImageSet
+    from semissl.data.split import hide_labels, label_split
+    from semissl.data.loader import FewLabelLoader
     from semissl.encoder import encoder
     from semissl.evaluate import encode, fit_head, propagate
     from semissl.train import TrainConfig, build, precision
@@ -175,7 +177,7 @@ def look(seconds):
     "How fast images are looked at, how near to float32 on a CPU, and what learning on that takes and gives."
     import shutil, tempfile
     import numpy as np, torch
-    from semissl.data import hide_labels, label_split
+    from semissl.data.split import hide_labels, label_split
     from semissl.method.weights import Recipe, ready, recipe
     from semissl.run.features import Looker, look as look_at, torch_engine
     from semissl.run.sight import looker_of
@@ -227,7 +229,7 @@ def look(seconds):
 def cifar10():
     "CIFAR-10 from the loads; noise in its shape where there is none."
     import torch
-    from semissl.data import ImageSet
+    from semissl.data.images import ImageSet
     sys.path.insert(0, str(ROOT/".ci"))
     from gpu_pack import unpack
     loads = sorted(DATA.glob("load-*"))
@@ -243,7 +245,7 @@ def cifar10():
 def from_nothing(train_set, test_set, seconds):
     "ResNet-18 at 32 px, 4 labels a class, all stages: test accuracy against seconds of training, measured on the way and used for nothing."
     import torch
-    from semissl.data import hide_labels, label_split
+    from semissl.data.split import hide_labels, label_split
     from semissl.evaluate import encode
     from semissl.train import BIG, Recorder, Task, TrainConfig, build, measure, precision, steps_of, train
     config = TrainConfig(data="cifar10", encoder="small" if DRY else "resnet18", weights="none", augmentation="photos", budget=f"{seconds} s", batch_size=amount(512, 32), labelled_batch_size=amount(64, 16),

@@ -29,7 +29,7 @@ def add_changelog(files, config):
 
 @event_priority(-100)  # after it
 def name_pages(files, config):
-    "00_data.ipynb becomes data.html, as nbdev's index and the `Docs:` line of each module say."
+    "01_augment.ipynb becomes augment.html, as nbdev's index and the `Docs:` line of each module say."
     for file in files:
         if file.src_uri.endswith(".ipynb"):
             file.dest_uri = file.url = page_of(file.src_uri).as_posix()
@@ -52,7 +52,7 @@ def on_page_content(html, page, config, files):
     return re.sub(r'href="(?![a-z]+:|/|#)([^"#]+\.(?:ipynb|md|cff|py|ini|toml))(#[^"]*)?"', target, html)
 
 def on_post_build(config):
-    "Beside each page its markdown, `data.html.md`: what the `Docs:` lines link to."
+    "Beside each page its markdown, `augment.html.md`: what the `Docs:` lines link to."
     nbs = Path(config.docs_dir)
     for path in (p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
         page = Path(config.site_dir)/page_of(path.relative_to(nbs))

@@ -8,110 +8,78 @@ Docs: https://semissl.github.io/semissl/classifier.html.md"""
 from __future__ import annotations
 
 import hashlib, json, warnings
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .data import (Entry, ImageSet, LabelSplit, Reader, channels_first, decode_image, duplicate_report, from_arrays, load_images,
-                          plain_reason, resize_images, split_hash, square_pixels, to_uint8)
+from .data.labels import class_names, label_rows, label_values
+from .data.images import ImageSet
+from .data.table import match_paths, read_labels
+from .data.split import LabelSplit, duplicate_report, split_hash
+from .data.pictures import as_images, items_of, one_picture, read_any
 from .label import suggest
 from .module import SemiSSL
 from .predict import Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
 from .run.features import looks_folder
 from .run.sight import Sight
-from .train import Recorder, Task, TrainConfig, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
+from .train import Recorder, Task, TrainConfig, as_plain, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
 
 # %% auto #0
-__all__ = ['UNREAD', 'one_picture', 'flat_rows', 'as_images', 'images_for', 'label_rows', 'warm', 'only_seen', 'learn', 'Answers',
-           'seed_of', 'FewLabelClassifier', 'training_stamp']
-
-# %% ../nbs/13_classifier.ipynb #077be498
-def one_picture(
-    image: Any,  # a path, a Pillow picture, an array or a tensor (H, W), (H, W, 1|3|4) or (1|3, H, W)
-    size: int,   # S; 0 = as it is
-) -> Tensor:     # (3, H, W) uint8, with H = W = S when size > 0
-    "One image of any kind; ValueError naming a file that cannot be read."
-    if isinstance(image, (str, Path)):
-        try:
-            with Reader() as reader: pixels = decode_image(reader.read(Entry(str(image), str(image), Path(image).stat().st_size, 0)), size)
-        except Exception as err: raise ValueError(f"{image}: {plain_reason(str(err))}") from err
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-    if isinstance(image, Image.Image): return torch.from_numpy(np.array(square_pixels(image.copy(), size))).permute(2, 0, 1)
-    pixels = torch.from_numpy(channels_first(to_uint8(np.asarray(image))[None]))
-    return (resize_images(pixels, size) if size else pixels)[0]
-
-# %% ../nbs/13_classifier.ipynb #c71587b7
-def flat_rows(
-    rows: np.ndarray,  # (N, F) one image a row: F = S*S grey, or S*S*3 with the colours last
-) -> np.ndarray:       # (N, S, S) or (N, S, S, 3)
-    "Unfold scikit-learn's table of pixels; ValueError for another number of columns."
-    for shape in ((round(rows.shape[1]**0.5),) * 2, (round((rows.shape[1] / 3)**0.5),) * 2 + (3,)):
-        if rows.shape[1] and np.prod(shape) == rows.shape[1]: return rows.reshape(len(rows), *shape)
-    raise ValueError(f"expected rows of S*S or S*S*3 pixels, got {rows.shape[1]} columns")
-
-# %% ../nbs/13_classifier.ipynb #e52a8a52
-def as_images(
-    images: Any,    # a folder, a zip, "digits" or an ImageSet; or a list of paths, pictures, arrays; or one array, tensor or table
-    size: int = 0,  # S; 0 = as they are, when all are alike
-) -> ImageSet:      # unlabelled unless the source has labels
-    "Images of any kind; ValueError for shapes that differ without a size, and for a file that cannot be read."
-    if isinstance(images, ImageSet):
-        same = size in (0, images.images.shape[-1])
-        return images if same else ImageSet(resize_images(images.images, size), images.labels, images.classes, images.paths, images.source, images.skipped)
-    if isinstance(images, (str, Path)): return load_images(images, size)
-    values = images if isinstance(images, (list, tuple)) else images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    if isinstance(values, np.ndarray) and values.dtype.kind not in "OU":
-        return from_arrays(flat_rows(values) if values.ndim == 2 else values, size=size)
-    if not len(values): raise ValueError("expected at least 1 image, got none")
-    pictures = [one_picture(v.detach().cpu() if isinstance(v, Tensor) else v, size) for v in values]
-    if odd := [p.shape for p in pictures if p.shape != pictures[0].shape]:
-        raise ValueError(f"expected images of one size or an image_size, got {tuple(pictures[0].shape[1:])} and {tuple(odd[0][1:])}")
-    names = tuple(str(v) if isinstance(v, (str, Path)) else str(i) for i, v in enumerate(values))
-    return ImageSet(resize_images(torch.stack(pictures), size), torch.full((len(pictures),), -1), (), names, "images")
+__all__ = ['UNREAD', 'images_for', 'with_labels', 'warm', 'only_seen', 'learn', 'Answers', 'seed_of', 'FewLabelClassifier',
+           'training_stamp']
 
 # %% ../nbs/13_classifier.ipynb #2ad0f2ef
 def images_for(
     images: Any,     # see `as_images`
     look: int,       # S of the look; 0 = nothing looks, and images are brought to `size`
     size: int = 0,   # that somebody asked for; 0 = nobody did
-) -> ImageSet:
+    max_bad_share: float = 0.0,  # see `read_any`
+) -> tuple[ImageSet, list[int], int]:  # see `read_any`
     "Images of any kind at a size that suits what looks; errors as `as_images`."
-    if not look: return as_images(images, size)
+    if not look: return read_any(images, size, max_bad_share)
     S = size or look
-    if isinstance(images, (str, Path)) and images != "digits": return load_images(images, size_to_load(str(images), S))
-    try: found = as_images(images)
+    if isinstance(images, (str, Path)) and images != "digits" and (Path(images).expanduser().is_dir() or str(images).lower().endswith(".zip")):
+        return read_any(images, size_to_load(str(images), S), max_bad_share)
+    if not hasattr(images, "__len__"): images = items_of(images)        # a generator is read once
+    try: found, *rows = read_any(images, 0, max_bad_share)
     except ValueError as err:
-        if "of one size" not in str(err): raise
-        return as_images(images, S)
-    return found if found.images.shape[-1] <= S else as_images(found, S)
+        if "of one size" not in str(err) and "square" not in str(err): raise
+        return read_any(images, S, max_bad_share)
+    return (found, *rows) if found.images.shape[-1] <= S else read_any(images, S, max_bad_share)
 
-# %% ../nbs/13_classifier.ipynb #ad6c1c91
-def label_rows(
-    y: Any,  # N labels; None = no label at all
-    n: int,  # N
-) -> tuple[Tensor, np.ndarray]:  # (N,) int64 with -1, (K,) the classes
-    "Labels of any kind to numbers; ValueError for another length, or a single class."
-    values = np.full(n, -1) if y is None else np.asarray(y)
-    if values.ndim == 2 and values.shape[1] == 1: values = values[:, 0]
-    if values.shape != (n,): raise ValueError(f"expected {n} labels, one for each image, got an array of shape {values.shape}")
-    unknown = np.array([v is None or v == "" or v != v or (not isinstance(v, str) and v == -1) for v in values.tolist()], dtype=bool)
-    known = np.array(values[~unknown].tolist())
-    classes, numbers = np.unique(known, return_inverse=True)
+# %% ../nbs/13_classifier.ipynb #ad2c7bad
+def with_labels(
+    images: ImageSet,  # from `images_for`
+    kept: list[int],   # which of the person's items they are
+    n: int,            # how many items there were
+    y: Any,            # N labels, see `label_rows`; a CSV, or a dict path -> label; None = the labels that the source has
+) -> tuple[ImageSet, np.ndarray]:  # the images with them, and the classes
+    "Labels that a person gives, or those that the images came with; ValueError for a single class, or a table of other images."
+    if y is None: classes = np.array(images.classes)
+    else:
+        if isinstance(y, (str, Path)): y = read_labels(y)
+        if isinstance(y, Mapping):
+            table, kept, n = {str(p): v for p, v in y.items()}, list(range(len(images))), len(images)
+            where = match_paths(table, images.paths)
+            if table and not where: raise ValueError(f"expected labels of these images, like {images.paths[0]!r}, got {len(table)} of others, first {list(table)[:3]}")
+            if lost := [p for p in table if p not in where]: warnings.warn(f"{len(lost)} of {len(table)} labels are of images that are not there, {lost[0]} for one: they are left aside", stacklevel=3)
+            given = {name: table[p] for p, name in where.items()}
+            y = [given.get(name) for name in images.paths]
+        labels, classes = label_rows(y, n)
+        images = replace(images, labels=labels[kept], classes=tuple(class_names(classes)))
     if len(classes) == 1: raise ValueError(f"expected labels of at least 2 classes, or none at all, got 1 class: {classes.tolist()[0]!r}")
-    labels = torch.full((n,), -1)
-    labels[torch.from_numpy(~unknown)] = torch.from_numpy(numbers.reshape(-1))
-    return labels, classes
+    return images, classes
 
 # %% ../nbs/13_classifier.ipynb #6a50d12d
 def warm(
@@ -183,7 +151,7 @@ class Answers(ClassifierMixin, TransformerMixin):
     def shown(self, images: Any) -> ImageSet:
         "Images as the model takes them."
         size = self.model_.image_size
-        return as_images(images, size) if self.model_.answer is None else images_for(images, size, size)
+        return as_images(images, size) if self.model_.answer is None else images_for(images, size, size)[0]
 
     def outputs(self,
         images: Any,                # see `as_images`
@@ -209,6 +177,22 @@ class Answers(ClassifierMixin, TransformerMixin):
         best = self.predict_proba(images).argmax(1)
         return self.classes_[best]
 
+    def score(self,
+        images: Any,               # see `as_images`
+        y: Any = None,             # their labels; None = those of the source. Images without one do not count
+        sample_weight: Any = None, # of each image
+    ) -> float:                    # share of the labelled images that are right
+        "Accuracy; ValueError where no image has a label."
+        check_is_fitted(self)
+        images, kept, n = images_for(images, 0 if self.model_.answer is None else self.model_.image_size, self.model_.image_size)
+        truth = np.array([images.classes[k] if k >= 0 else None for k in images.labels.tolist()], dtype=object) if y is None else np.array(label_values(y), dtype=object)
+        known = np.array([v is not None for v in truth], dtype=bool)
+        if len(truth) != n: raise ValueError(f"expected {n} labels, one for each image, got {len(truth)}")
+        if not known.any(): raise ValueError("expected images with a label to score, got none")
+        said = self.predict(images)
+        right = [str(a) == str(b) if y is None else a == b for a, b in zip(said[known].tolist(), truth[known])]
+        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)[known]))
+
     def familiarity(self,
         images: Any,   # see `as_images`
     ) -> np.ndarray:   # (N,) 0 to 1
@@ -233,7 +217,7 @@ class Answers(ClassifierMixin, TransformerMixin):
         if images is None and not hasattr(self, "images_"):
             raise ValueError("expected images to choose from, got none: a classifier from a file does not carry those it was trained on")
         images = self.images_ if images is None else self.shown(images)
-        labels = images.labels if images is getattr(self, "images_", None) and y is None else label_rows(y, len(images))[0]
+        labels = images.labels if y is None else label_rows(y, len(images))[0]
         h, p, _ = self.outputs(images)
         return suggest(h, k, labels, p if len(self.classes_) else None, seed=seed_of(self.random_state))
 
@@ -245,7 +229,7 @@ def seed_of(
     return int(random_state) if isinstance(random_state, (int, np.integer)) else int(check_random_state(random_state).randint(2**31 - 1))
 
 # %% ../nbs/13_classifier.ipynb #d7c067b4
-UNREAD = {"test_data", "test_share", "labels", "validation_per_class", "max_bad_share"}   # fields of TrainConfig that are about a run of train.ipynb
+UNREAD = {"test_data", "test_share", "labels", "validation_per_class"}   # fields of TrainConfig that are about a run of train.ipynb
 
 class FewLabelClassifier(Answers, BaseEstimator):
     "A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`, `TrainConfig` and `learn`."
@@ -293,12 +277,12 @@ class FewLabelClassifier(Answers, BaseEstimator):
 
     def fit(self,
         images: Any,    # see `as_images`
-        y: Any = None,  # see `label_rows`
+        y: Any = None,  # see `label_rows`; a CSV or a dict path -> label; None = the labels that the source has
     ) -> FewLabelClassifier:
-        "Learn from all images and the labels there are; warns of images that are there twice."
-        images = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, self.image_size)
-        labels, classes = label_rows(y, len(images))
-        images = ImageSet(images.images, labels, tuple(map(str, classes.tolist())), images.paths, images.source, images.skipped)
+        "Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones, which `settings` may allow a share of (max_bad_share)."
+        share = TrainConfig(**{k: v for k, v in (self.settings or {}).items() if k == "max_bad_share"}).max_bad_share
+        images, kept, n = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, as_plain(self.image_size), share)
+        images, classes = with_labels(images, kept, n, y)
         for said in duplicate_report(images): warnings.warn(said, stacklevel=2)
         before = (self.model_, self.projector_) if self.warm_start and hasattr(self, "model_") else (None, None)
         with ExitStack() as stack:
@@ -314,7 +298,10 @@ class FewLabelClassifier(Answers, BaseEstimator):
         "Model, classes, parameters and projector in one file that holds no code; ValueError for another suffix."
         check_is_fitted(self)
         if Path(path).suffix != ".safetensors": raise ValueError(f"expected a file that ends in .safetensors, got {str(path)!r}")
-        about = json.dumps(dict(classes=self.classes_.tolist(), params={k: v for k, v in self.get_params().items() if k != "run_dir"}), default=str)
+        params = {k: as_plain(v) for k, v in self.get_params().items() if k != "run_dir"} | dict(random_state=seed_of(self.random_state))
+        about = json.dumps(dict(classes=class_names(self.classes_) if self.classes_.dtype.kind in "SM" else self.classes_.tolist(), dtype=self.classes_.dtype.str, params=params))
+        path = Path(path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(Path(path)) as beside: to_safetensors(self.model_, beside, self.projector_, classifier=about)
         return Path(path)
 
@@ -327,8 +314,9 @@ class FewLabelClassifier(Answers, BaseEstimator):
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("classifier", "{}"))
             projector = {k.removeprefix("training."): file.get_tensor(k) for k in file.keys() if k.startswith("training.")}
-        params, classes = about.get("params"), np.array(about.get("classes", []))
-        if not isinstance(params, dict) or set(params) - set(cls().get_params()) or list(map(str, classes.tolist())) != list(model.classes):
+        params, classes = about.get("params"), np.array([])
+        with suppress(TypeError, ValueError): classes = np.array([v.encode() for v in about["classes"]] if about.get("dtype", "")[1:2] == "S" else about.get("classes", []), dtype=about.get("dtype"))
+        if not isinstance(params, dict) or set(params) - set(cls().get_params()) or class_names(classes) != list(model.classes):
             raise ValueError(f"expected a classifier with its parameters and classes in {Path(path).name}, got {sorted(about)}: a model file alone is opened by load_predictor")
         found = cls(**params)
         found.model_, found.projector_, found.classes_ = model, projector, classes

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from .data import ImageSet
+from .data.images import ImageSet
 from .method.propagate import nearest_graph, propagate, solve, transport
 from .metrics import (accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, class_correlation_matrix,
                              different_class_correlation, effective_rank, same_class_correlation)

@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/label.html.md"""
 # %% ../nbs/10_label.ipynb #f5aa7733
 from __future__ import annotations
 
-import base64, csv, io, os, warnings
+import base64, csv, io, os, unicodedata, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
@@ -21,7 +21,12 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from .data import ImageSet, Reader, decode_image, one_at_a_time, read_labels
+from .data.labels import alike, is_missing
+from .data.images import ImageSet
+from .data.decode import decode_image
+from .data.files import Reader
+from .data.cache import one_at_a_time
+from .data.table import match_paths, read_labels, rows_of
 from .predict import listed, written_whole
 
 # %% auto #0
@@ -161,8 +166,8 @@ class Labels:
     ):
         self.file = Path(file)
         if self.file.exists():
-            with open(self.file, newline="", encoding="utf-8-sig") as lines: columns = next(csv.reader(lines), [])
-            if sorted(columns) != ["label", "path"]: raise ValueError(f"expected the columns path,label and no others in {self.file.name}, got {columns}")
+            columns = next(iter(rows_of(self.file)), [])
+            if sorted(c.casefold() for c in columns) != ["label", "path"]: raise ValueError(f"expected the columns path,label and no others in {self.file.name}, got {columns}")
 
     def read(self) -> dict[str, str]:  # path -> class name; "" = skipped
         "All decisions so far, whoever made them."
@@ -189,7 +194,7 @@ def check_name(
     name: str,  # of a class
 ) -> str:       # without white space around it
     "ValueError for a name that is empty or has a line break."
-    name = name.strip()
+    name = unicodedata.normalize("NFC", str(name).strip())
     if not name or "\n" in name or "\r" in name: raise ValueError(f"expected a class name on one line, got {name!r}")
     return name
 
@@ -206,11 +211,12 @@ class Labeller:
     ):
         self.images, self.labels, self.size, self.page = listed(source), Labels(file), size, page
         names = self.images.paths if isinstance(self.images, ImageSet) else [e.name for e in self.images]
-        self.row = {name: i for i, name in enumerate(names)}
-        self.order = [names[i] if not isinstance(i, str) else i for i in (range(len(names)) if order is None else order)]
+        self.row, self.where, self.classes = {name: i for i, name in enumerate(names)}, {}, []
+        self.roots = [str(p) for p in (Path(source), Path(source).resolve())] if isinstance(source, (str, Path)) else []
+        self.order = list(names) if order is None else [names[int(i)] if isinstance(i, (int, np.integer)) else str(i) if not isinstance(i, Path) else i.as_posix() for i in order]
         if unknown := [p for p in self.order if p not in self.row]: raise ValueError(f"expected paths of the images to label, got {len(unknown)} others, first {unknown[:3]}")
-        self.table = self.labels.read()
-        self.classes = list(dict.fromkeys([check_name(c) for c in classes] + sorted(set(self.table.values()) - {""})))
+        for name in classes: self.add_class(name)
+        self.table = self.take(self.labels.read())
         self.history: list[tuple[str, str | None, str]] = []                # path, decision before, decision after
 
     def __repr__(self) -> str:
@@ -220,24 +226,38 @@ class Labeller:
     @property
     def todo(self) -> list[str]: return [p for p in self.order if p not in self.table]   # neither labelled nor skipped
 
-    def add_class(self, name: str) -> None:
-        "One more class; known ones are no mistake."
-        if (name := check_name(name)) not in self.classes: self.classes.append(name)
+    def take(self, rows: dict[str, str]) -> dict[str, str]:  # image -> class name
+        "The rows of the file as this source names its images; rows of others stay in the file."
+        if new := rows.keys() - self.where.keys(): self.where |= dict.fromkeys(new) | match_paths(rows, list(self.row), self.roots)
+        for name in sorted(set(rows.values()) - {""}): self.add_class(name)
+        return {self.where[p]: name for p, name in rows.items() if self.where[p] is not None}
 
-    def label(self, path: str, name: str) -> None:
+    def put(self, changes: dict[str, str | None]) -> None:
+        "Decisions into the file, under the names that it has for these images."
+        written = {image: p for p, image in self.where.items() if image is not None}
+        self.table = self.take(self.labels.put({written.get(image, image): name for image, name in changes.items()}))
+
+    def add_class(self, name: str) -> None:
+        "One more class; known ones are no mistake, ValueError for one that a person would read as another."
+        if (name := check_name(name)) in self.classes: return
+        if same := next((c for c in self.classes if alike([c, name])), None): raise ValueError(f"expected a class that differs from {same!r} in more than case or white space, got {name!r}")
+        self.classes.append(name)
+
+    def label(self, path: str | Path, name: Any) -> None:
         "Give an image a class, \"\" to skip it; on disk when this returns."
+        path, name = path.as_posix() if isinstance(path, Path) else path, "" if is_missing(name) else check_name(name)
         if path not in self.row: raise ValueError(f"expected a path of the images to label, got {path!r}")
         if name: self.add_class(name)
-        before, name = self.table.get(path), name.strip()
-        self.table = self.labels.put({path: name})
+        before = self.table.get(path)
+        self.put({path: name})
         self.history.append((path, before, name))
 
     def undo(self) -> str | None:
         "Take back the last decision made here; the path, or None when there is none. A newer decision from elsewhere stays."
         if not self.history: return None
         path, before, after = self.history.pop()
-        self.table = self.labels.read()
-        if self.table.get(path) == after: self.table = self.labels.put({path: before})
+        self.table = self.take(self.labels.read())
+        if self.table.get(path) == after: self.put({path: before})
         return path
 
     def answer(self,
@@ -245,19 +265,23 @@ class Labeller:
         n: int | None = None,                   # how many images at most
     ) -> Labeller:                              # itself
         "Label without a person what is still to be done; images that a CSV does not name stay as they are. One write for all."
-        known = None if callable(by) else read_labels(by)
+        known = None
+        if not callable(by):
+            table = read_labels(by)
+            known = {image: table[p] for p, image in match_paths(table, list(self.row), self.roots).items()}
         todo = [p for p in self.todo if known is None or p in known][:n]
-        given = {p: str(by(p) if known is None else known[p]).strip() for p in todo}
-        for name in given.values():
-            if name: self.add_class(name)
-        self.table = self.labels.put(given)
+        given = {}
+        for p in todo:
+            said = by(p) if known is None else known[p]
+            given[p] = "" if is_missing(said) else check_name(said)
+            if given[p]: self.add_class(given[p])
+        self.put(given)
         self.history += [(p, None, name) for p, name in given.items()]
         return self
 
     def number(self) -> Tensor:  # (N,) int64, -1 = no label; the classes in the order of `self.classes`
         "The labels of all images, for training."
-        self.table = self.labels.read()
-        for name in sorted(set(self.table.values()) - {""}): self.add_class(name)
+        self.table = self.take(self.labels.read())
         return torch.tensor([self.classes.index(self.table[p]) if self.table.get(p) else -1 for p in self.row])
 
     def _ipython_display_(self) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .augment import cutmix
 from .losses import cross_entropy, gather_rows
 from .method.correlation import correlation, sureness
+from .method.memory import in_pieces
 
 # %% ../nbs/06_module.ipynb #cf8043ba
 class EMA(nn.Module):
@@ -103,13 +104,15 @@ class Stages:
 # %% ../nbs/06_module.ipynb #571562bd
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch normalisation over the rows of all DDP processes, each with the same number, on any device (Ioffe & Szegedy 2015)."
+    alone = False   # True: over those of this process, where the others are not asked
     def _check_input_dim(self, x: Tensor) -> None: pass                        # whatever the layer it replaces took
 
     def forward(self, x: Tensor) -> Tensor:                                    # (N, C, ...)
         if not self.training: return super().forward(x)
         shape = (1, -1, *[1]*(x.ndim - 2))
         variance, mean = torch.var_mean(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, [d for d in range(x.ndim) if d != 1], correction=0)
-        variances, means = gather_rows(torch.stack([variance, mean])[None]).unbind(1)   # (world, C) each
+        mine = torch.stack([variance, mean])[None]
+        variances, means = (mine if self.alone else gather_rows(mine)).unbind(1)   # (world, C) each
         mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)  # (C,)
         n = len(means) * x.numel() // x.shape[1]
         with torch.no_grad():
@@ -257,6 +260,7 @@ class SemiSSL(L.LightningModule):
         self.weak, self.pseudo_weight, self.pseudo_correlation = weak or (lambda images, generator, part: prepare(images)), pseudo_weight, pseudo_correlation
         self.lr, self.encoder_lr, self.weight_decay, self.seed = lr, encoder_lr, weight_decay, seed
         self.ema = EMA(nn.Sequential(encoder, head), ema_decay)
+        self.piece = 0                                                        # images that go through the encoder at once; 0 = all of a step, see `method.memory`
         self.pseudo_labels = PseudoLabels(head.out_features, alignment, threshold)
         self.basis = self.answer = None                                       # on features: what they are made with, and the readers that answer
         self.last_h, self.card = None, {}                                     # card: what a reader of the checkpoint must know
@@ -277,7 +281,7 @@ class SemiSSL(L.LightningModule):
         views, mix = [self.views(x, generator, self.part) for x in images if len(x)], None
         if self.cutmix_p and len(batch.labelled): views[-1], *mix = cutmix(views[-1], generator, self.cutmix_p, self.part)
         v = torch.cat([one[i] for i in (0, 1) for one in views])              # (2(U+L), 3, S, S): first views, then second
-        h1, h2 = self.encoder(v).float().chunk(2)                             # (U+L, D) each
+        h1, h2 = in_pieces(self.encoder, v, self.piece).float().chunk(2)      # (U+L, D) each
         pseudo = None if stage < 3 or self.taught and self.table is None else self.told(batch.rows[:len(batch.unlabelled)]) if self.taught else self.teach(batch.unlabelled, generator)
         return self.losses(h1, h2, batch.labels, stage, pseudo, self.stages.ssl_weight(batch.step, self.total_steps), mix, batch.rows[-len(h1):])
 

@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/predict.html.md"""
 # %% ../nbs/09_predict.ipynb #664b9208
 from __future__ import annotations
 
-import contextlib, hashlib, importlib, json, os, pickle, shutil, zipfile
+import argparse, contextlib, hashlib, importlib, json, os, pickle, shutil, sys, zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from math import isfinite
@@ -23,20 +23,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import Entry, ImageSet, decode_block, list_folder, list_zip, load_images, one_at_a_time, resize_images, source_files, unique_names, worker_pool, written_whole
+from .data.images import ImageSet, resize_images
+from .data.files import Entry, list_folder, list_zip
+from .data.layout import unique_names
+from .data.cache import decode_block, one_at_a_time, worker_pool, written_whole
+from .data.sources import load_images, source_files
+from .data.pictures import as_images, items_of
 from .encoder import ENCODERS, encoder, resnet
 from .evaluate import encode
 from .heads import LinearHead
 from .method.adapter import Adapter
 from .run.features import looks_folder
 from .run.sight import Answer, Sighted, check_sight, sight_of
+from .run.values import plainly
 
 # %% auto #0
 __all__ = ['CARD', 'INPUT', 'EXPORTS', 'check_card', 'Predictor', 'read_checkpoint', 'fill', 'from_checkpoint', 'digest',
            'from_safetensors', 'load_predictor', 'listed', 'Block', 'blocks', 'finished', 'table_stamp', 'write_part',
            'read_part', 'write_csv', 'write_parquet', 'Predictions', 'known_table', 'predict_table', 'finish_table',
            'Program', 'card_text', 'example', 'check_same', 'to_safetensors', 'to_onnx', 'to_program', 'library_model',
-           'to_state_dict', 'export']
+           'to_state_dict', 'export', 'main']
 
 # %% ../nbs/09_predict.ipynb #60299995
 CARD = dict(encoder=str, large=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)   # and `sight` where a frozen encoder looks
@@ -194,14 +200,17 @@ def listed(
 ) -> list[Entry] | ImageSet:  # where the images are
     "The images of a source, in order, not yet read; ValueError for a source without images, errors as `load_images`."
     if isinstance(source, ImageSet): return source
-    if isinstance(source, (list, tuple)):
-        stat = [(Path(p), os.stat(p)) for p in source]
-        return [Entry(p.as_posix(), str(p), s.st_size, s.st_mtime_ns) for p, s in stat]
     if isinstance(source, str) and (source == "digits" or source.startswith(("torchvision:", "hf:"))): return load_images(source)
-    files = source_files(source)
-    entries = unique_names(sorted(e for f in files for e in (list_zip(f) if f.is_file() else list_folder(f))[0]))
-    if not entries: raise ValueError(f"expected images in {', '.join(f.name for f in files)}, got none")
-    return entries
+    if isinstance(source, (str, Path)) and not (Path(source).expanduser().is_file() and not str(source).lower().endswith(".zip")):
+        files = source_files(source)
+        entries = unique_names(sorted(e for f in files for e in (list_zip(f) if f.is_file() else list_folder(f)).entries))
+        if not entries: raise ValueError(f"expected images in {', '.join(f.name for f in files)}, got none")
+        return entries
+    if hasattr(source, "ndim") and not hasattr(source, "iloc") and getattr(source, "ndim") > 1: return as_images(source)
+    items = [source] if isinstance(source, (str, Path)) else source.tolist() if hasattr(source, "tolist") else items_of(source)
+    if not all(isinstance(p, (str, Path)) for p in items): return as_images(items)
+    if gone := [p for p in items if not Path(p).is_file()]: raise FileNotFoundError(f"expected files of images, got {len(gone)} that do not exist, first {str(gone[0])!r}")
+    return [Entry(Path(p).as_posix(), str(p), s.st_size, s.st_mtime_ns) for p in items for s in [os.stat(p)]]
 
 # %% ../nbs/09_predict.ipynb #d98037d1
 class Block(NamedTuple):
@@ -239,7 +248,7 @@ def finished(
     size: int,          # S
 ) -> Block:
     "A block as soon as it is read."
-    pixels, bad, _ = job.result() if job else decode_block(part, size, size)
+    pixels, bad, *_ = job.result() if job else decode_block(part, size, size)
     return Block([e.name for e in part], torch.from_numpy(np.ascontiguousarray(pixels)), bad)
 
 # %% ../nbs/09_predict.ipynb #9fd21d99
@@ -505,9 +514,10 @@ def export(
     **options: Any,      # of that form: head=True for .pt
 ) -> Path:               # the file
     "Write the model in the form of the suffix, whole or not at all; ValueError for another suffix or an export that does not compute the same."
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in EXPORTS: raise ValueError(f"expected a file that ends in one of {list(EXPORTS)}, got {path.name!r}")
     home = next(model.parameters()).device
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}{path.name}")            # torch.export.save insists on the suffix
     try:
         EXPORTS[path.suffix](model.cpu().eval(), beside, **options)
@@ -517,3 +527,18 @@ def export(
         model.to(home)
         for left in (beside, beside.with_suffix(".json")): left.unlink(missing_ok=True)
     return path
+
+# %% ../nbs/09_predict.ipynb #2c47692f
+def main(
+    words: list[str] | None = None,  # options; None = those of the command line
+) -> None:
+    "The command `semissl-predict`; a slip is one sentence and exit code 2."
+    parser = argparse.ArgumentParser("semissl-predict", description="A label and a confidence for every image, as CSV and Parquet.", allow_abbrev=False)
+    parser.add_argument("model", help="a run directory, its last.ckpt, or a .safetensors file")
+    parser.add_argument("images", help="a folder, .zip files joined by commas, or one picture")
+    parser.add_argument("--out", default="predictions", help="path of the table without its suffix (%(default)s)")
+    parser.add_argument("--embedding", action="store_true", help="the representations too")
+    o = parser.parse_args(words)
+    with plainly(): found = predict_table(load_predictor(o.model), o.images, o.out, o.embedding)
+    for name, reason in found.skipped.items(): print(f"left aside: {name}: {reason}", file=sys.stderr)
+    print(f"{found.rows:,} images, {len(found.skipped):,} left aside: {found.csv}")

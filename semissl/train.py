@@ -6,23 +6,25 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UNITS', 'EXPECTED', 'REPAID_BY', 'COLUMNS',
-           'LOSSES', 'METRICS', 'LEARN_FROM', 'TrainConfig', 'check_type', 'parse_budget', 'config_from', 'kind_of',
-           'chosen_encoder', 'learns_on', 'size_to_load', 'expectation', 'Task', 'own_test_part', 'load_task',
-           'hold_out', 'fit_test', 'objective', 'mixes', 'policies', 'check_start', 'build', 'precision',
-           'compile_encoder', 'keep_freed_memory', 'wandb_mode', 'Tracker', 'MetricsFile', 'Recorder', 'Progress',
-           'peak_memory', 'forget_peak', 'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader',
-           'Budget', 'Propagate', 'Refit', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of', 'Result',
-           'write_json', 'open_run_dir', 'read_card', 'keep_in_card', 'claim', 'extend', 'measure', 'each_reader',
-           'plain_ways', 'tuned_way', 'measure_plain', 'train_again', 'baseline', 'folds', 'calibrate',
-           'calibrate_features', 'picture_arrays', 'write_predictions', 'versions', 'commit', 'device_name',
-           'check_processes', 'fit', 'finished', 'clean', 'run', 'looked_at', 'seen_by', 'write_result', 'truth',
-           'main']
+           'LOSSES', 'FIT_LIVE', 'METRICS', 'EARLIER', 'LEARN_FROM', 'TrainConfig', 'labels_asked', 'parse_budget',
+           'config_from', 'kind_of', 'chosen_encoder', 'learns_on', 'size_to_load', 'expectation', 'Task',
+           'own_test_part', 'with_a_label', 'check_size', 'load_task', 'hold_out', 'fit_test', 'objective', 'mixes',
+           'policies', 'check_start', 'build', 'precision', 'compile_encoder', 'keep_freed_memory', 'wandb_mode',
+           'Tracker', 'MetricsFile', 'Recorder', 'Progress', 'peak_memory', 'forget_peak', 'every_process',
+           'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate', 'seen_live',
+           'fitted_live', 'Refit', 'Fits', 'Alone', 'Compile', 'train', 'check_finished', 'fitting', 'steps_of',
+           'Result', 'write_json', 'open_run_dir', 'check_data', 'read_card', 'keep_in_card', 'claim', 'extend',
+           'measure', 'each_reader', 'plain_ways', 'tuned_way', 'measure_plain', 'train_again', 'baseline', 'folds',
+           'calibrate', 'calibrate_features', 'picture_arrays', 'write_predictions', 'versions', 'commit',
+           'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'answers', 'looked_at', 'seen_by',
+           'write_result', 'reasons', 'parse', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
 import csv
 import ctypes
 import difflib
+import inspect
 import json
 import logging
 import os
@@ -42,35 +44,46 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Callable, Iterator
-from urllib.parse import urlparse
 
 import numpy as np
 import pytorch_lightning as L
 import torch
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import semissl
 from .augment import Policy, augment, normalise, policy, two_views
-from .data import FewLabelLoader, ImageSet, LabelSplit, Reader, check_test, decode_image, duplicate_report, hash_order, hide_labels, label_split, list_source, load_images, source_files, written_whole
+from .data.images import ImageSet, hash_order
+from .data.decode import decode_image
+from .data.files import Reader
+from .data.layout import MissingPart, list_source
+from .data.cache import written_whole
+from .data.sources import load_images, source_files
+from .data.split import LabelSplit, check_test, duplicate_report, hide_labels, label_split
+from .data.loader import FewLabelLoader
 from .encoder import freeze
 from .evaluate import READ, class_means, embedding_map, encode, evaluate, fit_head, neighbours, spread_out
 from .heads import LinearHead, Projector
 from .losses import barlow_twins, nt_xent, vicreg
 from .method.adapter import Adapter, kept_views
 from .method.correlation import FORMS
+from .method.memory import WORK, free_bytes, kept_bytes, piece_that_fits
 from .method.propagate import HOW, frequencies, given_frequencies, propagate
 from .method.weights import Recipe, ready, recipe
 from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, collapse_warning, fit_temperature
-from .module import SemiSSL, Stages, globalise
+from .module import GlobalBatchNorm, SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
 from .run.finetune import fine_tuned
+from .run.identity import changes, data_identity, identity_hash
+from .run.progress import Line
 from .run.rounds import Rounds, Settle
+from .run.threads import Threads
+from .run.values import as_plain, as_type, plainly, refuse
 from .run.sight import MIXES, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
 
 # %% ../nbs/08_train.ipynb #1823e241
@@ -84,8 +97,8 @@ class TrainConfig:
     data: str = "digits"                # what to learn from: "digits", a folder, .zip files joined by commas, "torchvision:NAME", "hf:OWNER/NAME"
     test_data: str = ""                 # the test set, named likewise; "" for the test part of `data` if it has one
     test_share: float = 0.0             # share of the labelled images held out as test set where there is no other; 0 for none, and no accuracy
-    labels: str = ""                    # a CSV file path,label that gives the labels; "" for folder names
-    labels_per_class: int = 4           # the label budget; 0 for every label there is
+    labels: str = ""                    # a CSV file path,label that gives the labels, of test images too; "" for folder names
+    labels_per_class: int = -1          # the label budget; 0 for every label there is; -1 for every label of images of your own, and 4 a class of a data set that others have labelled throughout
     validation_per_class: int = 0       # of that budget, labels kept out of training, to choose settings by; the test set is never used for that
     image_size: int = 0                 # side in pixels; 0 for their own when they are all alike, and where a pretrained encoder looks for that of its weights
     augmentation: str = "auto"          # "digits" or "photos"; "auto" takes "digits" for the embedded digits, else "photos"
@@ -128,12 +141,12 @@ class TrainConfig:
     compile: str = "auto"               # torch.compile of the encoder: "on", "off", or "auto" for a GPU and a run long enough to repay it
     baselines: bool = True              # also what is compared with, on the same labels. Features: logistic regression, class means and, on a GPU or in what a budget of time leaves, fine-tuning; pixels: labels only, and SSL then a probe
     calibration_folds: int = 0          # trainings with a share of the labels left out each, whose predictions for them scale the confidence; 0 for none on pixels and three short ones on features, and validation labels do it where there are some
-    max_bad_share: float = 0.01         # share of images that may fail to decode before the run stops
+    max_bad_share: float = 0.05         # share of images that may fail to decode before the run stops
     run_dir: str = "runs/digits"        # where everything goes
     wandb_project: str = "semissl"      # W&B project; "" for no W&B
 
     def __post_init__(self):
-        for f in fields(self): check_type(f.name, f.type, getattr(self, f.name))
+        for f in fields(self): object.__setattr__(self, f.name, as_type(f.name, f.type, getattr(self, f.name)))
         for name, low, high in RANGES:
             if not low <= getattr(self, name) <= high: raise ValueError(f"expected {name} from {low} to {high}, got {getattr(self, name)}")
         for name, known in dict(objective=OBJECTIVES, correlation_form=tuple(FORMS), precision=PRECISIONS, augmentation=("auto", "digits", "photos"), learn_on=("auto", "features", "pixels"), cutmix=SWITCH, compile=SWITCH).items():
@@ -141,7 +154,7 @@ class TrainConfig:
         parse_budget(self.budget)
         if self.views != "auto": check_views(self.views)
         if self.frequencies not in HOW and "=" not in self.frequencies: raise ValueError(f"expected frequencies to be one of {list(HOW)} or a share for each class, like 'cat=0.2,dog=0.8', got {self.frequencies!r}")
-        if self.calibration_folds == 1 or self.labels_per_class and self.calibration_folds > self.labels_per_class - self.validation_per_class:
+        if self.calibration_folds == 1 or self.labels_per_class > 0 and self.calibration_folds > self.labels_per_class - self.validation_per_class:
             raise ValueError(f"expected calibration_folds of 0 or from 2 to the labels of a class that train, got {self.calibration_folds}")
         if 0 < self.labels_per_class <= self.validation_per_class:
             raise ValueError(f"expected validation_per_class below labels_per_class={self.labels_per_class}, got {self.validation_per_class}")
@@ -149,18 +162,17 @@ class TrainConfig:
 CHOICES = [f.name for f in fields(TrainConfig) if f.name not in ("seed", "baselines", "run_dir", "wandb_project")]   # what the runs of one arm have in common
 BIG = 2**31 - 1
 RANGES = [(n, 1, BIG) for n in ("rounds", "projector_dim", "projector_layers", "epochs", "batch_size", "devices", "nodes")] + [
-    (n, 0, BIG) for n in ("round_steps", "labels_per_class", "validation_per_class", "image_size", "labelled_batch_size", "propagate", "calibration_folds", "seed")] + [
+    ("labels_per_class", -1, BIG)] + [
+    (n, 0, BIG) for n in ("round_steps", "validation_per_class", "image_size", "labelled_batch_size", "propagate", "calibration_folds", "seed")] + [
     (n, 0.0, 1.0) for n in ("test_share", "correlate_from", "self_train_from", "confidence_threshold", "ema_decay", "max_bad_share")] + [
     (n, 0.0, float("inf")) for n in ("lambd_times_dim", "encoder_lr", "ssl_weight_end", "head_weight", "correlation_weight", "pseudo_weight", "lr", "weight_decay")]
 
-def check_type(
-    name: str,      # of the field
-    wanted: type,   # of the field
-    value: object,  # given
-) -> None:
-    "TypeError unless the value is of the field's type; an int may stand for a float, a bool for nothing but a bool."
-    fits = isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool or not isinstance(value, bool))
-    if not fits: raise TypeError(f"expected {name} to be {wanted.__name__}, got {value!r} ({type(value).__name__})")
+def labels_asked(
+    config: TrainConfig,  # labels_per_class and data are read
+) -> int:                 # labels a class; 0 = all
+    "The label budget of a run."
+    benchmark = config.data == "digits" or config.data.startswith(("torchvision:", "hf:"))
+    return config.labels_per_class if config.labels_per_class >= 0 else 4 if benchmark else 0
 
 # %% ../nbs/08_train.ipynb #0f2c4bcd
 UNITS = dict(s=1, min=60, h=3600, images=0)
@@ -261,7 +273,7 @@ def expectation(
     if on == "pixels" and not (seconds or passes): return ""
     known = [row for row in EXPECTED if row[8].startswith("on features") == (on == "features")]
     def effort(row): return row[2] / seconds if seconds else row[3] / passes if passes and row[3] else 1
-    def distance(row): return abs(np.log(row[1] / (config.labels_per_class or row[1]))) + abs(np.log(effort(row))), row[8].count("=")   # of two as near, the one with fewer changes
+    def distance(row): return abs(np.log(row[1] / (labels_asked(config) or row[1]))) + abs(np.log(effort(row))), row[8].count("=")   # of two as near, the one with fewer changes
     def beside(changed): return changed and f", {'' if on == 'features' else 'with '}{changed}"
     names = [name for name in dict.fromkeys(row[0] for row in known) if name == config.data] or dict.fromkeys(row[0] for row in known)
     nearest = [min((row for row in known if row[0] == name), key=distance) for name in names]
@@ -276,30 +288,48 @@ class Task:
     test: ImageSet | None         # every image labelled; None = nothing to measure on
     validation: ImageSet | None   # paid out of the label budget; None = none asked for
     split: LabelSplit             # which images carry labels, with its hash
+    unknown: torch.Tensor | None = None  # rows of the training images that nobody has labelled; None = nobody asks
 
 def own_test_part(
     source: str,   # TrainConfig.data
-    common: dict,  # size and tolerance, as for the training images
+    common: dict,  # size, tolerance and table of labels, as for the training images
 ) -> ImageSet | None:  # None = the source has none
     "The test part of a source that has one."
     try: return load_images(source, part="test", **common)
-    except ValueError as err:
-        if "a test part" not in str(err): raise
-        return None
+    except MissingPart: return None
+
+def with_a_label(
+    test: ImageSet | None,  # from anywhere
+) -> ImageSet | None:       # what can be measured on; None = nothing
+    "Test images without a label measure nothing: they are left aside, and said."
+    if test is None or (test.labels >= 0).all(): return test
+    known = test.labels >= 0
+    print(f"{int((~known).sum()):,} of {len(test):,} test images have no label: they are left aside, and the finished model can predict them")
+    return test.select(known) if known.any() else None
+
+def check_size(
+    test: ImageSet,  # to be measured on
+) -> None:
+    "Warn before the cost where the measurement will say little: a class is lacking, or there are so few images that the accuracy is anybody's guess."
+    if lacking := [c for c, n in test.class_counts().items() if not n]: warnings.warn(f"the test set has no image of {', '.join(lacking[:5])}{' and others' if len(lacking) > 5 else ''}: its accuracy says nothing about them", stacklevel=3)
+    low, high = accuracy_interval(len(test) // 2, len(test))
+    if len(test) < 100: warnings.warn(f"{len(test)} test images tell an accuracy of 50 % from {low:.0%} to {high:.0%} only", stacklevel=3)
 
 def load_task(
     config: TrainConfig,  # data, labels, split and image size are read from it
 ) -> Task:                # labels hidden
     "Load the images and hide all labels but the split's; warns of pictures that are there twice; ValueError as `load_images`, `label_split` and for a test set that does not fit."
     common = dict(size=config.image_size if learns_on(config) == "pixels" else size_to_load(config.data, config.image_size or chosen_encoder(config).size), max_bad_share=config.max_bad_share)
-    images = load_images(config.data, labels=config.labels or None, **common)
-    test = load_images(config.test_data, **common) if config.test_data else own_test_part(config.data, common)
+    table = dict(labels=config.labels or None)
+    images = load_images(config.data, **common, **table)
+    test = with_a_label(load_images(config.test_data, **common) if config.test_data else own_test_part(config.data, common | table))
     if test is None and config.test_share: images, test = hold_out(images, config.test_share)
-    if test is not None: test = fit_test(images, test)
+    if test is not None: check_size(test := fit_test(images, test))
     for told in duplicate_report(images, test): warnings.warn(told, stacklevel=2)
-    split = label_split(images.labels, config.labels_per_class, config.seed, config.validation_per_class, images.classes)
+    split = label_split(images.labels, labels_asked(config), config.seed, config.validation_per_class, images.classes)
     validation = images.select(split.validation) if len(split.validation) else None
-    return Task(hide_labels(images, split), test, validation, split)
+    if hidden := int((images.labels >= 0).sum()) - len(split.labelled) - len(split.validation): print(f"{len(split.labelled) + len(split.validation):,} labels are used, {labels_asked(config)} a class; {hidden:,} others are hidden")
+    return Task(hide_labels(images, split), test, validation, split, (images.labels < 0).nonzero()[:, 0])
 
 # %% ../nbs/08_train.ipynb #17a195d3
 def hold_out(
@@ -396,7 +426,8 @@ def build(
 def precision(
     config: TrainConfig,  # precision is read
 ) -> str:                 # Lightning's name of it
-    "The precision of a run: bfloat16 where it is native, float16 on older GPUs, else float32."
+    "The precision of a run: bfloat16 where it is native, float16 on older GPUs, else float32; float16 needs a GPU, and bfloat16 stands in for it elsewhere."
+    if config.precision == "16-mixed" and not torch.cuda.is_available(): return "bf16-mixed"
     if config.precision != "auto": return config.precision
     if torch.cuda.is_available():
         if config.devices > 1:
@@ -435,13 +466,13 @@ def keep_freed_memory() -> bool:  # whether the C library is one that can (glibc
 
 # %% ../nbs/08_train.ipynb #b225fc43
 def wandb_mode() -> str:
-    "WANDB_MODE when set; else \"online\" with a key in the environment or in netrc, \"offline\" without one."
+    "What WANDB_MODE or WANDB_DISABLED say; else \"online\" where wandb knows a key, \"offline\" where it knows none."
     import wandb
-    if os.environ.get("WANDB_MODE"): return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"): return "online"
-    host = urlparse(wandb.setup().settings.base_url).hostname
-    try: return "online" if netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
-    except (FileNotFoundError, NetrcParseError): return "offline"
+    from requests.utils import get_netrc_auth                          # wandb brings it
+    if mode := wandb.setup().settings.mode if os.environ.get("WANDB_MODE") else "": return mode
+    if os.environ.get("WANDB_DISABLED", "").casefold() in ("1", "true", "yes", "on"): return "disabled"
+    settings = wandb.setup().settings                                  # the environment and wandb's own file; netrc and _netrc are read by requests
+    return "online" if settings.api_key or get_netrc_auth(settings.base_url) else "offline"
 
 # %% ../nbs/08_train.ipynb #51e7ffa2
 class Tracker:
@@ -465,7 +496,7 @@ class Tracker:
             warnings.warn(f"W&B could not be reached ({err}): this run is written offline", stacklevel=2)
             self.logger = WandbLogger(name=run_dir.name, **settings, mode="offline"); self.run = self.logger.experiment
         self.there = self.run.step                                    # rows that W&B's server has already
-        print(f"W&B: {self.run.url}" if self.run.url else f"W&B: offline; to upload: wandb sync {Path(self.run.dir).parent}")
+        if not getattr(self.run, "disabled", False) and self.run.settings.mode != "disabled": print(f"W&B: {self.run.url}" if self.run.url else f"W&B: offline; to upload: wandb sync {Path(self.run.dir).parent}")
 
     def keep(self, id: str, finished: bool) -> None:
         with written_whole(self.path) as p: p.write_text(json.dumps(dict(id=id, finished=finished)))
@@ -620,15 +651,30 @@ class Recorder(Callback):
 
 
 # %% ../nbs/08_train.ipynb #f9c73fa3
-class Progress(TQDMProgressBar):
-    "One bar per run's epoch with the loss, refreshed every 50 steps: papermill keeps every refresh as output."
-    def __init__(self, recorder: Recorder):
-        super().__init__(refresh_rate=50, leave=False)
-        self.recorder = recorder
+class Progress(Callback):
+    "One line for the whole training, with the time left and the loss."
+    def __init__(self,
+        recorder: Recorder,  # keeps the rows
+        seconds: float = 0,  # that training may take; 0 = its steps are counted
+        every: int = 10,     # steps between two looks at the clock
+    ):
+        self.recorder, self.seconds, self.every, self.line = recorder, seconds, every, None
 
-    def get_metrics(self, trainer, module):
+    def on_train_start(self, trainer, module):
+        self.line = Line("training") if trainer.is_global_zero and trainer.global_step < module.total_steps else None
+
+    def told(self) -> str:
         row = self.recorder.rows[-1] if self.recorder.rows else {}
-        return {k: f"{row[k]:.3f}" for k in ("loss", "labelled_accuracy") if k in row}
+        return ", ".join(f"{name} {row[k]:.3f}" for k, name in (("loss", "loss"), ("labelled_accuracy", "labelled accuracy")) if k in row)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.line is None or batch.step % self.every: return
+        if self.seconds: self.line.show(min(1.0, self.recorder.elapsed / self.seconds), self.told(), max(0.0, self.seconds - self.recorder.elapsed))
+        else: self.line.show((batch.step + 1) / module.total_steps, self.told())
+
+    def on_train_end(self, trainer, module):
+        if self.line is not None: self.line.close(f"{trainer.global_step} steps, {self.told()}")
+        self.line = None
 
 # %% ../nbs/08_train.ipynb #c0ffee18
 def peak_memory() -> float | None:
@@ -700,7 +746,9 @@ class Checkpoints(Callback):
         differing = [f"{k} {there[k]!r} there, {here.get(k)!r} here" for k in there if k not in ("run_dir", "wandb_project") and there[k] != here.get(k)]
         seen, look = (card.get("sight") or {} for card in (checkpoint["semissl"], getattr(module, "card", {})))
         differing += [f"{k} of the look {seen.get(k)!r} there, {look.get(k)!r} here" for k in sorted({*seen, *look}) if seen.get(k) != look.get(k)]   # another machine may plan another look
-        if differing: raise ValueError(f"expected a checkpoint of the same configuration, got {str(self.path)!r} with {', '.join(differing)}")
+        then, now = (card.get("data") or "" for card in (checkpoint["semissl"], getattr(module, "card", {})))
+        differing += [f"data {then} there, {now} here"] if then and now and then != now else []
+        if differing: raise ValueError(f"expected a checkpoint of the same configuration and data, got {str(self.path)!r} with {', '.join(differing)}")
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         torch.manual_seed((self.config.seed * 2654435761 + batch.step * trainer.world_size + trainer.global_rank) % 2**63)   # of dropout and the like
@@ -818,13 +866,49 @@ class Propagate(Callback):
             with torch.autocast(module.device.type, enabled=False):
                 h = encode(module, self.images.images[rows], device=module.device)[0].to(module.device)
                 prior = frequencies(h, labels[rows], self.images.classes, self.how).prior
-                W, b = fit_head(h, propagate(h, labels[rows], module.head.out_features, prior=prior))
-        W, b, prior = trainer.strategy.broadcast((W, b, prior))
+                q = propagate(h, labels[rows], module.head.out_features, prior=prior)
+                W, b = fit_head(h, q)
+                live = fitted_live(module, self.images, rows, q)
+        W, b, prior, live = trainer.strategy.broadcast((W, b, prior, live if trainer.is_global_zero else None))
         with torch.no_grad():
             if prior is not None: balance.prior.copy_(prior)
-            for head in (module.head, module.ema.model[1]): head.weight.copy_(W), head.bias.copy_(b)
+            for head, weights in ((module.ema.model[1], (W, b)), (module.head, live)):
+                if weights is not None: head.weight.copy_(weights[0]), head.bias.copy_(weights[1])
         self.last = time.perf_counter() - began
         self.spent += self.last
+
+# %% ../nbs/08_train.ipynb #33270d43
+FIT_LIVE = 2000   # rows, at most, that the head in training is fitted to
+
+@torch.no_grad()
+def seen_live(
+    module: SemiSSL,       # in training
+    pictures: torch.Tensor,  # (N, 3, S, S) uint8
+    batch: int = 128,      # rows that share their statistics
+) -> torch.Tensor:         # (N, D) on the module's device
+    "Representations as the encoder in training makes them in a step, statistics of the batch and all; its running statistics stay as they are."
+    kept, shared = [b.clone() for b in module.encoder.buffers()], [m for m in module.encoder.modules() if isinstance(m, GlobalBatchNorm)]
+    for m in shared: m.alone = True
+    count = max(1, round(len(pictures) / batch))
+    h = torch.cat([module.encoder(module.prepare(part.to(module.device))).float() for part in pictures.tensor_split(count)])
+    for b, old in zip(module.encoder.buffers(), kept): b.copy_(old)
+    for m in shared: m.alone = False
+    return h
+
+def fitted_live(
+    module: SemiSSL,     # in training
+    images: ImageSet,    # of which
+    rows: torch.Tensor,  # these were in the graph
+    q: torch.Tensor,     # (N, K) what flowed to them
+) -> tuple[torch.Tensor, torch.Tensor] | None:  # W and b; None = the head in training is better as it is
+    "A head for the encoder in training, fitted to what *it* sees. The average has hardly moved when steps are few: a head fitted to its nearly constant features is enormous anywhere else."
+    y = images.labels[rows]
+    some = torch.cat([(y >= 0).nonzero()[:, 0], spread_out((y < 0).nonzero()[:, 0], FIT_LIVE)])
+    some = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(len(some)))]   # a batch of one class would have statistics of its own
+    h, target = seen_live(module, images.images[rows[some]]), q[some].to(module.device)
+    W, b = (t.to(module.device) for t in fit_head(h, target))
+    def loss(weight, bias): return torch.nn.functional.cross_entropy((h @ weight.T + bias), target.float())
+    return (W.cpu(), b.cpu()) if loss(W, b) <= loss(module.head.weight.float(), module.head.bias.float()) else None
 
 # %% ../nbs/08_train.ipynb #4b1d6c21
 class Refit(Callback):
@@ -852,6 +936,28 @@ class Refit(Callback):
         with torch.no_grad(): head.weight.copy_(W), head.bias.copy_(b)
 
 # %% ../nbs/08_train.ipynb #01266b4d
+class Fits(Callback):
+    "A step that fits into memory, planned before the first one and said where it goes in pieces; ValueError where it cannot fit."
+    def __init__(self, rows: int): self.rows = rows                   # images of a step in this process, both views
+
+    def on_fit_start(self, trainer, module):
+        if module.taught: return                                      # kept features are small
+        S, device = trainer.datamodule.images.images.shape[-1], module.device
+        with torch.autocast(device.type, torch.bfloat16, enabled="mixed" in trainer.precision): each = kept_bytes(module.encoder, module.prepare(torch.zeros(2, 3, S, S, dtype=torch.uint8, device=device)))
+        fixed, free = 5 * sum(p.numel() * p.element_size() for p in module.parameters()), free_bytes(device)
+        piece = piece_that_fits(each, self.rows, fixed, free)
+        module.piece = trainer.strategy.broadcast(piece)
+        if module.piece and trainer.is_global_zero: print(f"{self.rows} views of {S} px a step would take about {WORK * each * self.rows / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: they go through the encoder {module.piece} at a time")
+
+class Alone(LightningEnvironment):
+    "One process on one device: what a launcher left in the environment (Slurm's variables in a shell on a node, an old RANK) is not about it."
+    def global_rank(self) -> int: return 0
+    def local_rank(self) -> int: return 0
+    def node_rank(self) -> int: return 0
+    def world_size(self) -> int: return 1
+    @property
+    def creates_processes_externally(self) -> bool: return False
+
 class Compile(Callback):
     "`compile_encoder` in the process that trains."
     def __init__(self, config: TrainConfig): self.config = config
@@ -874,7 +980,7 @@ def train(
     keeper = Checkpoints(folder, config, 0 if seconds else max(1, model.total_steps // per_epoch // 20))
     kept = isinstance(task.train, FeatureSet)
     flow = Rounds(task.train, config.rounds, config.frequencies) if kept else Propagate(task.train, config.propagate if model.objective is not None else 0, config.frequencies)
-    callbacks = [recorder, Budget(0.0 if kept else seconds, recorder, flow), *([] if kept else [Progress(recorder)]), Compile(config), flow]   # features take seconds: no bar
+    callbacks = [recorder, Threads(), Fits(2 * (config.batch_size + config.labelled_batch_size) // (config.devices * config.nodes)), Budget(0.0 if kept else seconds, recorder, flow), *([] if kept else [Progress(recorder, seconds)]), Compile(config), flow]   # features take seconds: no bar
     if kept: callbacks.append(Settle(task.train, flow))
     elif config.refit: callbacks.append(Refit(task.train))
     callbacks.append(keeper)                                          # last: what it keeps is what the step begins with
@@ -886,7 +992,7 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*")   # the average is meant to be in eval mode
         trainer = L.Trainer(max_epochs=-1 if seconds else -(-model.total_steps // per_epoch), devices=config.devices, num_nodes=config.nodes, precision=precision(config), callbacks=callbacks, logger=False,
-                            enable_checkpointing=False, enable_progress_bar=not kept, plugins=[keeper.io], enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+                            enable_checkpointing=False, enable_progress_bar=False, plugins=[keeper.io, *([Alone()] if config.devices * config.nodes == 1 else [])], enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
                             default_root_dir=folder)
         with keeper.interruptible(): trainer.fit(model, datamodule=Loader(task.train, config), ckpt_path=newest_whole(folder) if folder else None, weights_only=True)
     if keeper.io.failed: raise OSError(f"expected room for the last checkpoint, got: {keeper.io.failed}")
@@ -922,7 +1028,7 @@ def steps_of(config: TrainConfig, task: Task) -> int:
 # %% ../nbs/08_train.ipynb #b2e7a886
 METRICS = ("test_accuracy", "test_accuracy_interval", "linear_head_accuracy", "correlation_accuracy", "logistic_regression_accuracy", "self_training_accuracy", "linear_probe_accuracy", "knn_accuracy", "class_means_accuracy", "gaussian_mixture_accuracy", "label_propagation_accuracy",
            "accuracy_at_50", "accuracy_at_80", "accuracy_at_95", "temperature", "calibration_error",
-           "same_class_correlation", "different_class_correlation", "effective_rank", "validation_accuracy")
+           "same_class_correlation", "different_class_correlation", "effective_rank", "validation_accuracy", "cross_validated_accuracy")
 
 @dataclass(frozen=True)
 class Result:
@@ -972,10 +1078,33 @@ def open_run_dir(
         if not leader and not path.exists(): return run_dir           # the leader is about to
     except OSError as err: raise OSError(f"expected a run_dir that can be written, got {str(run_dir)!r} ({err.strerror})") from err
     found = json.loads(path.read_text(encoding="utf-8"))
+    if found != wanted and leader and not any((run_dir / name).exists() for name in ("metrics.csv", "last.ckpt", "previous.ckpt", "result.json")):
+        write_json(path, found := wanted)                             # a start that failed before it trained holds nothing
     if found != wanted:
         differing = ", ".join(f"{k} {found.get(k)!r} there, {wanted.get(k)!r} here" for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k))
         raise ValueError(f"expected a new run_dir or one of the same configuration, got {str(run_dir)!r} with {differing}: choose another run_dir")
     return run_dir
+
+# %% ../nbs/08_train.ipynb #ca37118b
+EARLIER = ("result.json", "data.json", "metrics.csv", "last.ckpt", "previous.ckpt", "predictions.csv", "evaluation.npz", "wandb.json")   # of a run, to be kept when it is trained anew
+
+def check_data(
+    run_dir: Path,   # claimed
+    identity: dict,  # from `data_identity`
+) -> None:
+    "Keep what the data are; a finished run of other data is moved aside. ValueError for an interrupted one."
+    path = run_dir / "data.json"
+    then = json.loads(path.read_text(encoding="utf-8")) if path.exists() else identity
+    if told := changes(then, identity):
+        if (run_dir / "result.json").exists():
+            aside = next(p for n in range(1, BIG) if not (p := run_dir / f"earlier-{n}").exists())
+            aside.mkdir()
+            for name in EARLIER:
+                if (run_dir / name).exists(): os.replace(run_dir / name, aside / name)
+            print(f"{run_dir} holds a run of other data ({told}): it is trained anew, the earlier one lies in {aside.name}")
+        elif (run_dir / "last.ckpt").exists() or (run_dir / "previous.ckpt").exists():
+            raise ValueError(f"expected the data that the run in {str(run_dir)!r} began with, got {told}: choose another run_dir, or bring the earlier data back to go on")
+    write_json(path, identity)
 
 # %% ../nbs/08_train.ipynb #6855e671
 def read_card(
@@ -1025,7 +1154,8 @@ def extend(
         (seconds, passes), rows = parse_budget(new.budget), new.batch_size + new.labelled_batch_size
         steps = BIG if seconds else (passes or Result.read(run_dir).cost["image_passes"] * new.epochs // old.epochs) // rows
         wanted = {k: v for k, v in asdict(new).items() if k not in ("run_dir", "wandb_project")}
-        keep_in_card(last, config=asdict(new), total_steps=steps)
+        keep_in_card(last, config=asdict(new), total_steps=steps, data="")              # the images and labels as they are now
+        (run_dir / "data.json").unlink(missing_ok=True)
         write_json(run_dir / "config.json", wanted)
         (run_dir / "result.json").unlink()
     return new
@@ -1036,6 +1166,7 @@ def measure(
     task: Task,          # its test set is read here, once
     head: bool = True,   # predict with the head; False: with the linear probe
     temperature: float = 1.0,  # of the head
+    crossed: float | None = None,  # accuracy on labels that the trainings of the calibration left out
 ) -> tuple[dict, dict]:  # metrics and arrays, see `evaluate`; nulls and nothing without a test set
     "The metrics of a result, the validation accuracy among them."
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -1044,7 +1175,7 @@ def measure(
     if task.validation is not None:
         metrics["validation_accuracy"] = evaluate(model, task.train, task.validation, head, device)[0]["test_accuracy"]
     if metrics and model.answer is not None: metrics |= {f"{name}_accuracy": accuracy(p, task.test.labels) for name, p in zip(READERS, each_reader(model, task.test, device))}
-    return dict.fromkeys(METRICS) | metrics | dict(temperature=temperature), arrays
+    return dict.fromkeys(METRICS) | metrics | dict(temperature=temperature, cross_validated_accuracy=crossed), arrays
 
 @torch.inference_mode()
 def each_reader(
@@ -1161,7 +1292,9 @@ def calibrate(
             less = replace(task, train=replace(task.train, labels=task.train.labels.masked_fill(out, -1)))
             seen.append((train_again(config, less, card, run_dir and run_dir / f"fold_{i}", begin), task.train.images[out], task.train.labels[out]))
     if not seen: return 1.0
-    return fit_temperature(torch.cat([encode(m.to(device), images, device=device)[1] for m, images, _ in seen]), torch.cat([labels for *_, labels in seen]))
+    logits, y = torch.cat([encode(m.to(device), images, device=device)[1] for m, images, _ in seen]), torch.cat([labels for *_, labels in seen])
+    if task.validation is None: card["cross_validated_accuracy"] = accuracy(logits, y)
+    return fit_temperature(logits, y)
 
 # %% ../nbs/08_train.ipynb #751b6596
 def calibrate_features(
@@ -1191,6 +1324,7 @@ def calibrate_features(
     gain = right[best] - right["all"]
     chosen = best if gain.mean() > 2 * gain.std() / len(y)**.5 else "all"          # the labels are few: another mix must be better beyond its noise
     model.answer.mix.copy_(torch.tensor(MIXES[chosen]))
+    if task.validation is None: card["cross_validated_accuracy"] = float(right[chosen].mean())
     card["readers"] = dict(chosen=chosen, labels=len(y), folds=n) | {name: round(float(r.mean()), 4) for name, r in right.items()}
     return fit_temperature(mixed[chosen].log(), y)
 
@@ -1222,17 +1356,16 @@ def picture_arrays(
 
 def write_predictions(
     path: Path,             # of the CSV
-    test: ImageSet | None,  # the images; None = no rows
-    probabilities: torch.Tensor | None,  # (M, K)
+    parts: dict[str, tuple[ImageSet, torch.Tensor]],  # "test" and "unlabelled", where there are some: the images and their (M, K) probabilities
 ) -> None:
-    "predictions.csv: path, label, predicted, confidence; names instead of numbers."
+    "predictions.csv: path, part, label, predicted, confidence; names instead of numbers."
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("path", "label", "predicted", "confidence"))
-        if test is None: return
-        confidence, predicted = probabilities.max(1)
-        writer.writerows((name, test.classes[y], test.classes[p], f"{c:.6f}")
-                         for name, y, p, c in zip(test.paths, test.labels.tolist(), predicted.tolist(), confidence.tolist()))
+        writer.writerow(("path", "part", "label", "predicted", "confidence"))
+        for part, (images, probabilities) in parts.items():
+            confidence, predicted = probabilities.max(1)
+            writer.writerows((name, part, images.classes[y] if y >= 0 else "", images.classes[p], f"{c:.6f}")
+                             for name, y, p, c in zip(images.paths, images.labels.tolist(), predicted.tolist(), confidence.tolist()))
 
 # %% ../nbs/08_train.ipynb #61f7ca28
 def versions() -> dict[str, str]:
@@ -1269,12 +1402,20 @@ def fit(
     plot: Callable | None = None,   # rows of metrics.csv -> None, called as training goes
 ) -> Result:                        # what result.json holds
     "Train, measure, compare, write; errors are those of `TrainConfig`, `load_task`, `open_run_dir`, `claim` and `train`."
-    leader = rank_zero_only.rank == 0                                                    # of several processes one writes
+    leader = config.devices * config.nodes == 1 or rank_zero_only.rank == 0              # of several processes one writes; one alone does, whatever a launcher left in the environment
     run_dir = open_run_dir(config, leader)
     with claim(run_dir) if leader else nullcontext():
+        if (run_dir / "result.json").exists() and (run_dir / "data.json").exists() is False: return finished(config, run_dir, draw, leader)   # of an earlier version
+        try: task = task or load_task(config)
+        except (OSError, ValueError) as err:
+            if not (run_dir / "result.json").exists(): raise
+            warnings.warn(f"the data of {run_dir} could not be read again ({err}): its result is returned as it was", stacklevel=2)
+            return finished(config, run_dir, draw, leader)
+        identity = data_identity(task.train, task.test, task.split.sha256)
+        if leader: check_data(run_dir, identity)
         if (run_dir / "result.json").exists(): return finished(config, run_dir, draw, leader)
         check_processes(config)
-        return run(config, task or load_task(config), draw, plot, run_dir, leader)
+        return run(config, task, draw, plot, run_dir, leader, identity_hash(identity))
 
 def finished(
     config: TrainConfig,   # of the run
@@ -1308,6 +1449,7 @@ def run(
     plot: Callable | None, # see `fit`
     run_dir: Path,         # claimed
     leader: bool,          # whether this process writes
+    identity: str = "",    # of the data
 ) -> Result:               # what result.json holds
     "The work of `fit`."
     began = time.perf_counter()
@@ -1321,17 +1463,17 @@ def run(
         looked = time.perf_counter() - began
     config = fitting(config, task)
     total_steps = steps_of(config, task)
-    card = dict(config=asdict(config), classes=list(task.train.classes), image_size=size, total_steps=total_steps) | (dict(sight=sight.card) if sight else {})
+    card = dict(config=asdict(config), classes=list(task.train.classes), image_size=size, total_steps=total_steps, data=identity) | (dict(sight=sight.card) if sight else {})
     sizes = len(task.train.classes), size, total_steps
     model, tracker = build(config, *sizes, sight=sight), Tracker(config if leader else replace(config, wandb_project=""), run_dir)
     model.card = card
     train(model, config, task, recorder := Recorder(run_dir / "metrics.csv", tracker, plot=plot), run_dir)
     total_steps = card["total_steps"] = MetricsFile(run_dir / "metrics.csv").read()[-1]["step"] + 1   # what a budget of time has come to
     sizes = len(task.train.classes), size, total_steps
-    others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines and sight is None else {}
+    others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines and sight is None and task.test is not None else {}
     temperature = card["temperature"] = calibrate(model, config, task, card, run_dir)
     learnt = time.perf_counter() - began - looked
-    metrics, after = measure(model, task, temperature=temperature)                       # all training first: a GPU in use forbids a notebook to start processes
+    metrics, after = measure(model, task, temperature=temperature, crossed=card.pop("cross_validated_accuracy", None))   # all training first: a GPU in use forbids a notebook to start processes
     before = measure(build(config, *sizes, sight=sight), replace(task, validation=None))[1]           # the same seed: the weights that training began with
     compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
     if sight and config.baselines and task.test is not None:
@@ -1352,11 +1494,27 @@ def run(
         versions=versions(), commit=commit())
     if leader:
         keep_in_card(run_dir / "last.ckpt", {"answer.mix": model.answer.mix.cpu()} if sight else None, total_steps=total_steps, temperature=temperature)
-        write_result(run_dir, result, task, before, after)
+        write_result(run_dir, result, task, before, after, answers(model, task, temperature))
         clean(run_dir)
         tracker.finish(result, draw(run_dir) if draw else {})
     if torch.distributed.is_initialized(): torch.distributed.barrier()
     return Result.read(run_dir)
+
+@torch.inference_mode()
+def answers(
+    model: SemiSSL,     # trained
+    task: Task,         # its unlabelled images
+    temperature: float, # of the head
+) -> dict[str, tuple[ImageSet, torch.Tensor]]:  # for `write_predictions`
+    "What the model says of every training image that nobody has labelled: they are why people came."
+    if task.unknown is None or not len(task.unknown) or len(task.train.classes) < 2 or not (model.head_weight and len(task.split.labelled)): return {}
+    images, device = task.train.select(task.unknown), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    if model.answer is None: logits = encode(model, images.images, device=device)[1]
+    else:
+        adapter, head = model.ema.model
+        logits = torch.cat([model.answer(h := adapter(x.to(device)).float(), x.to(device).float().mean(1), head(h).float()).cpu() for x in images.images.split(4096)])
+    return {"unlabelled": (images, (logits.float() / temperature).softmax(1))}
 
 LEARN_FROM = 200_000   # images, at most: the steps have a ceiling, and all of a million took more than 47 minutes on two cores
 
@@ -1388,7 +1546,8 @@ def seen_by(
     train = show(task.train, rows)
     validation = train.select(torch.searchsorted(rows, task.split.validation)) if task.validation is not None else None
     if validation is not None: validation = replace(validation, labels=task.validation.labels)
-    return replace(task, train=train, test=None if task.test is None else show(task.test), validation=validation), sight
+    unknown = None if task.unknown is None else torch.isin(rows, task.unknown).nonzero()[:, 0]
+    return replace(task, train=train, test=None if task.test is None else show(task.test), validation=validation, unknown=unknown), sight
 
 def write_result(
     run_dir: Path,   # where to
@@ -1396,26 +1555,41 @@ def write_result(
     task: Task,      # the images
     before: dict,    # arrays of the untrained model
     after: dict,     # arrays of the trained model; empty without a test set
+    unlabelled: dict[str, tuple[ImageSet, torch.Tensor]],  # see `write_predictions`
 ) -> None:
     "evaluation.npz and predictions.csv, then result.json, each whole or not at all."
     arrays = picture_arrays(task, before, after) if after else {}
     with written_whole(run_dir / "evaluation.npz") as p, open(p, "wb") as file: np.savez_compressed(file, **arrays)
-    with written_whole(run_dir / "predictions.csv") as p: write_predictions(p, task.test, after.get("probabilities"))
+    with written_whole(run_dir / "predictions.csv") as p: write_predictions(p, ({"test": (task.test, after["probabilities"])} if after else {}) | unlabelled)
     write_json(run_dir / "result.json", result)
 
 # %% ../nbs/08_train.ipynb #204646c9
-def truth(word: str) -> bool:  # of "True" and "False"
-    "A bool as Python writes it; ValueError for another word."
-    if word not in ("True", "False"): raise ValueError(f"expected True or False, got {word!r}")
-    return word == "True"
+def reasons() -> dict[str, str]:  # field -> what stands beside it
+    "The reason of every field of `TrainConfig`, from its source."
+    return {m[1]: m[2] for m in re.finditer(r"^    (\w+): \w+ = .*?  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE)}
+
+def parse(
+    words: list[str] | None = None,  # options; None = those of the command line
+) -> TrainConfig:
+    "Options to a configuration; ends with exit code 2 and one sentence where that is not possible."
+    parser = argparse.ArgumentParser("semissl-train", description="Train on few labels. Every option is a field of TrainConfig; dashes may stand for underscores.", allow_abbrev=False)
+    known, why = [f.name for f in fields(TrainConfig)], reasons()
+    for f in fields(TrainConfig): parser.add_argument(f"--{f.name}", default=f.default, metavar=f.type.__name__, help=f"{why[f.name].replace('%', '%%')} [{f.default!r}]")
+    words = list(sys.argv[1:] if words is None else words)
+    for i, word in enumerate(words):
+        name, sign, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name.replace("-", "_") in known: words[i] = f"--{name.replace('-', '_')}{sign}{value}"
+    found, odd = parser.parse_known_args(words)
+    for word in odd:
+        near = difflib.get_close_matches(word.strip("-").partition("=")[0].replace("-", "_"), known, n=1)
+        refuse(f"expected options of semissl-train, got {word!r}{f' (did you mean --{near[0]}?)' if near else ''}; semissl-train --help lists them")
+    try: return TrainConfig(**vars(found))
+    except (TypeError, ValueError) as err: refuse(str(err))
 
 def main(
     words: list[str] | None = None,  # options; None = those of the command line
 ) -> None:
-    "The command `semissl-train`: `fit` with the fields of `TrainConfig` as options."
-    parser = argparse.ArgumentParser("semissl-train", description="Train on few labels; every option is a field of TrainConfig, explained in train.ipynb.",
-                                     allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for f in fields(TrainConfig): parser.add_argument(f"--{f.name}", type=truth if f.type is bool else f.type, default=f.default, metavar=f.type.__name__, help=" ")
-    config = TrainConfig(**vars(parser.parse_args(words)))
-    with redirect_stdout(sys.stderr): result = fit(config)             # what is told on the way; stdout holds the result alone
-    if rank_zero_only.rank == 0: print(json.dumps(result.metrics | {"run_dir": str(result.run_dir)}, indent=1))
+    "The command `semissl-train`: `fit` with the fields of `TrainConfig` as options. What a person can mend is one sentence and exit code 2."
+    config = parse(words)
+    with plainly(), redirect_stdout(sys.stderr): result = fit(config)  # what is told on the way; stdout holds the result alone
+    if config.devices * config.nodes == 1 or rank_zero_only.rank == 0: print(json.dumps(result.metrics | {"run_dir": str(result.run_dir)}, indent=1))

@@ -10,7 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from semissl import FewLabelClassifier
-from semissl.data import from_arrays
+from semissl.data.images import from_arrays
 
 @parametrize_with_checks([FewLabelClassifier(encoder="small", epochs=1)])
 def test_scikit_learn(estimator, check): check(estimator)

@@ -14,7 +14,9 @@ import pandas as pd
 
 from semissl.augment import apply, cutmix, draw, policy, two_views
 from semissl.classifier import FewLabelClassifier
-from semissl.data import FewLabelLoader, hide_labels, label_split, load_images
+from semissl.data.sources import load_images
+from semissl.data.split import hide_labels, label_split
+from semissl.data.loader import FewLabelLoader
 from semissl.evaluate import encode, fit_head, propagate
 from semissl.encoder import encoder
 from semissl.losses import barlow_twins, class_correlation, cross_entropy, nt_xent, vicreg

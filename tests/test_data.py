@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from semissl.data import load_images
+from semissl.data.sources import load_images
 
 SIDE, COUNT = 24, 4000
 
@@ -21,9 +21,9 @@ def archive(tmp_path):
 
 def start(archive: Path, slow: float = 0) -> subprocess.Popen:
     "Decode in a process of its own; `slow` seconds more for each picture, so that there is time to kill it."
-    code = ("import os, sys, time, torch; from semissl import data; from semissl.data import load_images; os.setpgid(0, 0)\n"
-            "plain = data.decode_image\n"
-            f"data.decode_image = lambda *a, **k: (time.sleep({slow}), plain(*a, **k))[1]\n"
+    code = ("import os, sys, time, torch; from semissl.data import cache, load_images; os.setpgid(0, 0)\n"
+            "plain = cache.decode_image\n"
+            f"cache.decode_image = lambda *a, **k: (time.sleep({slow}), plain(*a, **k))[1]\n"
             "x = load_images(sys.argv[1]); print(len(x), int(x.images.long().sum()))")
     return subprocess.Popen([sys.executable, "-c", code, str(archive)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -48,7 +48,7 @@ def test_a_killed_decode_goes_on_where_it_was(archive):
     assert not list(file.parent.glob(".semissl-cache/noise-*/unfinished-*"))
 
 def test_workers_end_with_the_process_that_asked():
-    code = ("import os, time; from semissl.data import worker_pool\n"
+    code = ("import os, time; from semissl.data.cache import worker_pool\n"
             "pool = worker_pool(2); jobs = [pool.submit(time.sleep, 300) for _ in range(2)]; time.sleep(2)\n"
             "print(*pool._processes, flush=True); time.sleep(300)")
     asked = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

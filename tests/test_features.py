@@ -90,7 +90,8 @@ def test_memory_of_what_learning_sees(tmp_path):
     np.save(tmp_path/"pixels.npy", np.random.default_rng(0).integers(0, 256, (2000, 3, 224, 224), np.uint8))
     code = """
 import sys, resource, numpy as np, torch
-from semissl.data import ImageSet, LabelSplit
+from semissl.data.images import ImageSet
+from semissl.data.split import LabelSplit
 from semissl.train import Task, TrainConfig, seen_by
 import semissl.train
 torch.set_num_threads(1)
@@ -118,7 +119,8 @@ def test_a_folder_that_cannot_be_written(tmp_path, pixels):
     with pytest.raises(OSError): look(torch.from_numpy(np.load(pixels)[:4]), Looker(small_resnet(8), 32, (.5,) * 3, (.5,) * 3), ["plain"], tmp_path/"file")
 
 def test_fine_tuning_in_what_a_budget_leaves(tmp_path, monkeypatch, capsys):
-    from semissl.data import hide_labels, label_split, load_images
+    from semissl.data.sources import load_images
+    from semissl.data.split import hide_labels, label_split
     from semissl.train import Task, TrainConfig, fit
     monkeypatch.setenv("SEMISSL_CACHE", str(tmp_path/"cache"))
     all_digits = load_images("digits")

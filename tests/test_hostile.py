@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from semissl import data
-from semissl.data import list_folder, load_images
+from semissl.data.files import list_folder
+from semissl.data.sources import load_images
 from semissl.predict import blocks, listed
 
 RNG = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 import json, subprocess, sys
 from pathlib import Path
 import pytest
-from semissl.data import read_labels
+from semissl.data.table import read_labels
 from semissl.label import Labeller, Labels, respond
 
 def test_two_that_label_at_once_lose_no_click(tmp_path):

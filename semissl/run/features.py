@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data import one_at_a_time, source_files, writable
+from ..data.cache import one_at_a_time, writable
+from ..data.sources import source_files
 
 # %% ../../nbs/run/features.ipynb #41296006
 class Looker(nn.Module):

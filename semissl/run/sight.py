@@ -21,7 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import SelfTrainingClassifier
 from torch import Tensor, nn
 
-from ..data import ImageSet, writable
+from ..data.images import ImageSet
+from ..data.cache import writable
 from ..evaluate import spread_out
 from ..method.adapter import Adapter, Basis, basis_dim
 from ..method.weights import Recipe, ready

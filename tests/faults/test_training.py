@@ -231,7 +231,7 @@ def test_disk_full_at_the_cache(tmp_path):
     "Decoding stops in words; with room, it gives the pixels of a decoding that was never stopped."
     import numpy as np
     from PIL import Image
-    from semissl.data import load_images
+    from semissl.data.sources import load_images
     for k in range(64):
         path = tmp_path/"images"/"ab"[k % 2]/f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
