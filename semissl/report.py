@@ -104,7 +104,7 @@ class Run:
     path: Path                       # the run directory
     result: dict                     # result.json
     metrics: pd.DataFrame            # metrics.csv, one row per logged step
-    predictions: pd.DataFrame        # predictions.csv: path, label (a class number, -1 = unknown), predicted (a class number), confidence
+    predictions: pd.DataFrame        # predictions.csv of the test part: path, label (a class number, -1 = unknown), predicted (a class number), confidence
     evaluation: dict[str, np.ndarray]  # evaluation.npz, {} without a test set
 
     @property
@@ -148,6 +148,7 @@ def read_run(
     if result["metrics"] is not None or (Path(run_dir) / "predictions.csv").is_file():
         predictions = pd.read_csv(_existing(run_dir, "predictions.csv"), dtype={"path": str, "label": str, "predicted": str}, keep_default_na=False)
         _columns(predictions, ("path", "label", "predicted", "confidence"), "predictions.csv")
+        if "part" in predictions: predictions = predictions[predictions["part"] == "test"].drop(columns="part").reset_index(drop=True)
         for column in ("label", "predicted"):
             predictions[column] = _class_numbers(predictions[column], result["data"]["classes"], f"predictions.csv's column {column}")
     if result["metrics"] is not None or (Path(run_dir) / "evaluation.npz").is_file():

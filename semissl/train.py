@@ -24,7 +24,6 @@ import argparse
 import csv
 import ctypes
 import difflib
-import inspect
 import json
 import logging
 import os
@@ -466,13 +465,12 @@ def keep_freed_memory() -> bool:  # whether the C library is one that can (glibc
 
 # %% ../nbs/08_train.ipynb #b225fc43
 def wandb_mode() -> str:
-    "What WANDB_MODE or WANDB_DISABLED say; else \"online\" where wandb knows a key, \"offline\" where it knows none."
+    "What WANDB_MODE or WANDB_DISABLED say; else \"online\" with a key in the environment, in netrc or in _netrc, \"offline\" without one."
     import wandb
-    from requests.utils import get_netrc_auth                          # wandb brings it
-    if mode := wandb.setup().settings.mode if os.environ.get("WANDB_MODE") else "": return mode
+    from requests.utils import get_netrc_auth                          # wandb brings it, and asks it too
+    if os.environ.get("WANDB_MODE"): return os.environ["WANDB_MODE"]
     if os.environ.get("WANDB_DISABLED", "").casefold() in ("1", "true", "yes", "on"): return "disabled"
-    settings = wandb.setup().settings                                  # the environment and wandb's own file; netrc and _netrc are read by requests
-    return "online" if settings.api_key or get_netrc_auth(settings.base_url) else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or get_netrc_auth(wandb.setup().settings.base_url) else "offline"
 
 # %% ../nbs/08_train.ipynb #51e7ffa2
 class Tracker:
@@ -1566,7 +1564,8 @@ def write_result(
 # %% ../nbs/08_train.ipynb #204646c9
 def reasons() -> dict[str, str]:  # field -> what stands beside it
     "The reason of every field of `TrainConfig`, from its source."
-    return {m[1]: m[2] for m in re.finditer(r"^    (\w+): \w+ = .*?  # (.*)$", inspect.getsource(TrainConfig), re.MULTILINE)}
+    source = (Path(semissl.__file__).parent / "train.py").read_text(encoding="utf-8").partition("class TrainConfig:")[2].partition("def __post_init__")[0]
+    return {m[1]: m[2] for m in re.finditer(r"^    (\w+): \w+ = .*?\s# (.*)$", source, re.MULTILINE)}
 
 def parse(
     words: list[str] | None = None,  # options; None = those of the command line

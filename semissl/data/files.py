@@ -53,7 +53,7 @@ def printable(name: str  # a file's name, as the system or an archive gives it
     return re.sub("[\x00-\x1f\x7f\\\\\ud800-\udfff]", lambda m: f"&#{ord(m[0])};", name)
 
 # %% ../../nbs/data/files.ipynb #db26f5f6
-OTHER = tuple(".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .pdf .html .py .ipynb .npy .npz .pt .pth .safetensors .onnx .zip .tar .gz .7z .mp4 .mov .avi .db .ini .log .xlsx .docx .parquet .h5 .mat .pkl".split())
+OTHER = tuple(".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .pdf .html .py .ipynb .npy .npz .pt .pth .safetensors .onnx .zip .tar .gz .7z .mp4 .mov .avi .db .ini .log .xlsx .docx .parquet .h5 .mat .pkl .part .crdownload .download .tmp".split())
 
 
 def kind_of_file(name: str,  # a visible file that is not called like an image

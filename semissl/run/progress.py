@@ -39,7 +39,7 @@ class Line:
         now = time.monotonic()
         if self.where == "nowhere" or share < 1 and now - self.drawn < self.every:
             return
-        if self.where == "log" and int(share * 10) <= self.tenth:
+        if self.where == "log" and (share >= 1 or int(share * 10) <= self.tenth):
             return
         self.drawn, self.tenth = now, int(share * 10)
         if left is None:
