@@ -30,7 +30,7 @@ from .data.split import LabelSplit, duplicate_report, split_hash
 from .data.pictures import as_images, items_of, one_picture, read_any
 from .label import suggest
 from .module import SemiSSL
-from .predict import Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
+from .predict import EXPORTS, Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
 from .run.features import looks_folder
 from .run.sight import Sight
 from .train import Recorder, Task, TrainConfig, as_plain, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
@@ -307,17 +307,26 @@ class FewLabelClassifier(Answers, BaseEstimator):
 
     @classmethod
     def load(cls,
-        path: str | Path,        # from `save`
+        path: str | Path,        # from `save` or `export`, or a run directory or its last.ckpt
     ) -> FewLabelClassifier:     # fitted; without the training images
-        "The classifier in a file; ValueError for a file that is not one, errors as `load_predictor`."
+        "The classifier in a file, or the model of a run; ValueError for a file that is neither, errors as `load_predictor`."
+        path = Path(path).expanduser()
+        if path.suffix in set(EXPORTS) - {".safetensors"}: raise ValueError(f"expected a file of FewLabelClassifier.save, a run directory or its last.ckpt, got {path.name!r}, which was exported for other programs: save the classifier as .safetensors too")
         model = load_predictor(path)
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("classifier", "{}"))
-            projector = {k.removeprefix("training."): file.get_tensor(k) for k in file.keys() if k.startswith("training.")}
-        params, classes = about.get("params"), np.array([])
-        with suppress(TypeError, ValueError): classes = np.array([v.encode() for v in about["classes"]] if about.get("dtype", "")[1:2] == "S" else about.get("classes", []), dtype=about.get("dtype"))
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {}).get("classifier", "{}"))
+                projector = {k.removeprefix("training."): file.get_tensor(k) for k in file.keys() if k.startswith("training.")}
+        else:                                                         # of a run
+            checkpoint = read_checkpoint(path / "last.ckpt" if path.is_dir() else path)
+            config, about = checkpoint["semissl"]["config"], {}
+            projector = {k.removeprefix("projector."): v for k, v in checkpoint["state_dict"].items() if k.startswith("projector.")}
+            about = dict(params={k: config[k] for k in cls().get_params() if k in config and k != "run_dir"} | dict(random_state=config["seed"]))
+        about = dict(params={}, classes=list(model.classes), dtype=None) | about
+        params, classes = about["params"], np.array([])
+        with suppress(TypeError, ValueError): classes = np.array([v.encode() for v in about["classes"]] if (about["dtype"] or "")[1:2] == "S" else about["classes"], dtype=about["dtype"])
         if not isinstance(params, dict) or set(params) - set(cls().get_params()) or class_names(classes) != list(model.classes):
-            raise ValueError(f"expected a classifier with its parameters and classes in {Path(path).name}, got {sorted(about)}: a model file alone is opened by load_predictor")
+            raise ValueError(f"expected a classifier with its parameters and classes in {path.name}, got {sorted(about)}, which do not fit the model")
         found = cls(**params)
         found.model_, found.projector_, found.classes_ = model, projector, classes
         return found

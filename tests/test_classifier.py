@@ -76,8 +76,8 @@ def test_hidden_labels_never_matter(data, fitted):
     assert all(torch.equal(v, wrong.model_.state_dict()[k]) for k, v in right.model_.state_dict().items())
     assert right.predict(x)[few >= 0].tolist() == clone(fitted).set_params(epochs=2).fit(x, few).predict(x)[few >= 0].tolist()
 
-@pytest.mark.parametrize("images, y, told", [(np.zeros((4, 5)), None, "expected rows of S"), (np.zeros((4, 8, 8, 3)), [0, 1], "expected 4 labels"), (np.full((4, 8, 8), 7.0), None, "expected floats in [0, 1]"), ([], None, "expected at least 1 image"),
-                                             (np.zeros((4, 8, 8)), [1, 1, -1, 1], "at least 2 classes"), (["nowhere.png"], None, "nowhere.png: expected"), (np.zeros((4, 8, 6)), None, "expected square images or a size")])
+@pytest.mark.parametrize("images, y, told", [(np.zeros((4, 5)), None, "expected rows of S"), (np.zeros((4, 8, 8, 3)), [0, 1], "expected 4 labels"), (np.full((5, 8, 8), 7.5), None, "floats from 0 to 1"), ([], None, "expected at least 1 image"),
+                                             (np.zeros((5, 8, 8)), [1, 1, -1, 1, 1], "at least 2 classes"), (np.zeros((4, 8, 8)), None, "expected a shape with one meaning"), (["nowhere.png"], None, "nowhere.png: expected"), (np.zeros((5, 8, 6)), None, "expected square images or a size")])
 def test_nonsense_is_refused(images, y, told):
     with pytest.raises(ValueError) as said: FewLabelClassifier(encoder="small", epochs=1).fit(images, y)
     assert told in str(said.value)
