@@ -9,8 +9,8 @@ __all__ = ['ASK', 'BEGINS', 'PAGE', 'SHOWN', 'BEGIN', 'parameters_of', 'read_gri
            'runs_of', 'validate', 'read_json', 'write_json', 'state_of', 'lock', 'execute', 'end_everything', 'attempt',
            'attempts_of', 'Attempt', 'start', 'clock', 'how_far', 'Board', 'screen', 'shard_of', 'gpus', 'share',
            'take', 'ended', 'news_of', 'work_through', 'run_batch', 'flat', 'row_of', 'collect', 'page_cell',
-           'page_row', 'page', 'settings_at', 'shortened', 'run_arms', 'on_a_node', 'on_ray', 'packed', 'unpack',
-           'remote', 'pack_new', 'Runtime', 'on_colab', 'watch', 'sweep', 'parser', 'main']
+           'page_row', 'page', 'number_or_word', 'settings_at', 'shortened', 'run_arms', 'on_a_node', 'on_ray',
+           'packed', 'unpack', 'remote', 'pack_new', 'Runtime', 'on_colab', 'watch', 'sweep', 'parser', 'main']
 
 # %% ../nbs/11_batch.ipynb #b0000003
 import argparse
@@ -544,10 +544,15 @@ def page(
     return PAGE.format(title=f"Batch {html.escape(root.resolve().name)}", said=said, head=head, rows="\n".join(page_row(r, names, root) for r in table.to_dict("records")))
 
 # %% ../nbs/11_batch.ipynb #53f69636
+def number_or_word(value: object) -> object:
+    "A setting as JSON reads it where it does, True and False as Python writes them."
+    try: return json.loads({"True": "true", "False": "false"}.get(value, value)) if isinstance(value, str) else value
+    except ValueError: return value
+
 def settings_at(
     settings: str,          # NAME=VALUE joined by commas; N:NAME=VALUE holds for N labels per class alone
     labels_per_class: int,  # N
-) -> dict:                  # name -> value, as YAML reads it
+) -> dict:                  # name -> value, see `number_or_word`
     "The settings for one number of labels, its own laid over those for all; ValueError for another form."
     common, own = {}, {}
     for word in filter(None, map(str.strip, settings.split(","))):
@@ -555,7 +560,7 @@ def settings_at(
         if not found: raise ValueError(f"expected NAME=VALUE or N:NAME=VALUE, got {word!r}")
         if found[1] is None: common |= read_grid([found[2]])
         elif int(found[1]) == labels_per_class: own |= read_grid([found[2]])
-    return common | own
+    return {name: number_or_word(value) for name, value in (common | own).items()}
 
 def shortened(
     given: dict,   # settings of a run
