@@ -59,7 +59,7 @@ def parameters(train: str, module: str) -> str:
     cell["source"] = "\n".join(f"{f'{name} = {value}':{width}}  # {reason}" for name, value, reason in fields).splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
-TOLD = "data test_data labels_per_class max_bad_share epochs budget seed baselines run_dir wandb_project".split()   # in the table anyway, or no choice of the method
+TOLD = "data test_data labels_per_class epochs budget seed baselines run_dir wandb_project".split()   # in the table anyway, or no choice of the method
 BEFORE = {"cutmix": "off", "refit": False, "propagate": 0}                                            # what rows did that are older than these fields
 
 def expected(train: str, module: str, results: Path) -> str:

@@ -24,16 +24,17 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .data.labels import class_names, label_rows, label_values
-from .data.images import ImageSet
+from .data.images import ImageSet, SizeNeeded
 from .data.table import match_paths, read_labels
 from .data.split import LabelSplit, duplicate_report, split_hash
-from .data.pictures import as_images, items_of, one_picture, read_any
+from .data.pictures import as_images, items_of, one_picture, read_any   # one_picture: known from here too
 from .label import suggest
 from .module import SemiSSL
 from .predict import EXPORTS, Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
 from .run.features import looks_folder
 from .run.sight import Sight
-from .train import Recorder, Task, TrainConfig, as_plain, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
+from .run.values import as_plain
+from .train import Recorder, Task, TrainConfig, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
 
 # %% auto #0
 __all__ = ['UNREAD', 'images_for', 'with_labels', 'warm', 'only_seen', 'learn', 'Answers', 'seed_of', 'FewLabelClassifier',
@@ -53,9 +54,7 @@ def images_for(
         return read_any(images, size_to_load(str(images), S), max_bad_share)
     if not hasattr(images, "__len__"): images = items_of(images)        # a generator is read once
     try: found, *rows = read_any(images, 0, max_bad_share)
-    except ValueError as err:
-        if "of one size" not in str(err) and "square" not in str(err): raise
-        return read_any(images, S, max_bad_share)
+    except SizeNeeded: return read_any(images, S, max_bad_share)
     return (found, *rows) if found.images.shape[-1] <= S else read_any(images, S, max_bad_share)
 
 # %% ../nbs/13_classifier.ipynb #ad2c7bad
@@ -150,8 +149,8 @@ class Answers(ClassifierMixin, TransformerMixin):
 
     def shown(self, images: Any) -> ImageSet:
         "Images as the model takes them."
-        size = self.model_.image_size
-        return as_images(images, size) if self.model_.answer is None else images_for(images, size, size)[0]
+        size, share = self.model_.image_size, self.may_be_bad() if isinstance(images, (str, Path)) else 0.0   # of a list every row is an answer
+        return images_for(images, size if self.model_.answer is not None else 0, size, share)[0]
 
     def outputs(self,
         images: Any,                # see `as_images`
@@ -184,7 +183,8 @@ class Answers(ClassifierMixin, TransformerMixin):
     ) -> float:                    # share of the labelled images that are right
         "Accuracy; ValueError where no image has a label."
         check_is_fitted(self)
-        images, kept, n = images_for(images, 0 if self.model_.answer is None else self.model_.image_size, self.model_.image_size)
+        images = self.shown(images)
+        n = len(images)
         truth = np.array([images.classes[k] if k >= 0 else None for k in images.labels.tolist()], dtype=object) if y is None else np.array(label_values(y), dtype=object)
         known = np.array([v is not None for v in truth], dtype=bool)
         if len(truth) != n: raise ValueError(f"expected {n} labels, one for each image, got {len(truth)}")
@@ -259,6 +259,10 @@ class FewLabelClassifier(Answers, BaseEstimator):
         "What these parameters choose before any image is seen."
         return TrainConfig(data="images", image_size=self.image_size, encoder=self.encoder, weights=self.weights, learn_on=self.learn_on, augmentation=self.augmentation)
 
+    def may_be_bad(self) -> float:
+        "Share of the images that may be unreadable."
+        return TrainConfig(**{k: v for k, v in (self.settings or {}).items() if k == "max_bad_share"}).max_bad_share
+
     def sees(self) -> bool:
         "Whether images are looked at by a frozen encoder."
         return learns_on(self.plan()) == "features"
@@ -280,8 +284,7 @@ class FewLabelClassifier(Answers, BaseEstimator):
         y: Any = None,  # see `label_rows`; a CSV or a dict path -> label; None = the labels that the source has
     ) -> FewLabelClassifier:
         "Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones, which `settings` may allow a share of (max_bad_share)."
-        share = TrainConfig(**{k: v for k, v in (self.settings or {}).items() if k == "max_bad_share"}).max_bad_share
-        images, kept, n = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, as_plain(self.image_size), share)
+        images, kept, n = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, as_plain(self.image_size), self.may_be_bad())
         images, classes = with_labels(images, kept, n, y)
         for said in duplicate_report(images): warnings.warn(said, stacklevel=2)
         before = (self.model_, self.projector_) if self.warm_start and hasattr(self, "model_") else (None, None)

@@ -62,6 +62,7 @@ from .data.decode import decode_image
 from .data.files import Reader
 from .data.layout import MissingPart, list_source
 from .data.cache import written_whole
+from .data.table import apply_labels
 from .data.sources import load_images, source_files
 from .data.split import LabelSplit, check_test, duplicate_report, hide_labels, label_split
 from .data.loader import FewLabelLoader
@@ -140,7 +141,7 @@ class TrainConfig:
     compile: str = "auto"               # torch.compile of the encoder: "on", "off", or "auto" for a GPU and a run long enough to repay it
     baselines: bool = True              # also what is compared with, on the same labels. Features: logistic regression, class means and, on a GPU or in what a budget of time leaves, fine-tuning; pixels: labels only, and SSL then a probe
     calibration_folds: int = 0          # trainings with a share of the labels left out each, whose predictions for them scale the confidence; 0 for none on pixels and three short ones on features, and validation labels do it where there are some
-    max_bad_share: float = 0.05         # share of images that may fail to decode before the run stops
+    max_bad_share: float = 0.01         # share of images that may fail to decode before the run stops
     run_dir: str = "runs/digits"        # where everything goes
     wandb_project: str = "semissl"      # W&B project; "" for no W&B
 
@@ -323,7 +324,9 @@ def load_task(
     common = dict(size=config.image_size if learns_on(config) == "pixels" else size_to_load(config.data, config.image_size or chosen_encoder(config).size), max_bad_share=config.max_bad_share)
     table = dict(labels=config.labels or None)
     images = load_images(config.data, **common, **table)
-    test = with_a_label(load_images(config.test_data, **common) if config.test_data else own_test_part(config.data, common | table))
+    test = load_images(config.test_data, **common) if config.test_data else own_test_part(config.data, common | table)
+    if config.test_data and config.labels and (test.labels < 0).all(): test = apply_labels(test, config.labels, known=images.paths)   # one table for both
+    test = with_a_label(test)
     if test is None and config.test_share: images, test = hold_out(images, config.test_share)
     if test is not None: check_size(test := fit_test(images, test))
     for told in duplicate_report(images, test): warnings.warn(told, stacklevel=2)
@@ -1405,7 +1408,7 @@ def fit(
     leader = config.devices * config.nodes == 1 or rank_zero_only.rank == 0              # of several processes one writes; one alone does, whatever a launcher left in the environment
     run_dir = open_run_dir(config, leader)
     with claim(run_dir) if leader else nullcontext():
-        if (run_dir / "result.json").exists() and (run_dir / "data.json").exists() is False: return finished(config, run_dir, draw, leader)   # of an earlier version
+        if (run_dir / "result.json").exists() and not (run_dir / "data.json").exists(): return finished(config, run_dir, draw, leader)   # of an earlier version
         try: task = task or load_task(config)
         except (OSError, ValueError) as err:
             if not (run_dir / "result.json").exists(): raise

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .images import SizeNeeded
 from .decode import Dark, decode_image
 from .png import scanlines, unfilter
 from .files import Entry, Reader, plain_reason
@@ -50,7 +51,7 @@ def decode_block(entries: Sequence[Entry],  # the images of this block
                 bad[i], refused = " ".join(f"{error or type(error).__name__}".split()), refused or getattr(error, "errno", None) is not None
                 continue
             if pixels.shape != (side, side, 3):
-                raise ValueError(f"expected images of one size ({side}x{side}) or a size to bring them to, got {pixels.shape[1]}x{pixels.shape[0]} in {entry.name}")
+                raise SizeNeeded(f"expected images of one size ({side}x{side}) or a size to bring them to, got {pixels.shape[1]}x{pixels.shape[0]} in {entry.name}")
             rows[i] = pixels.transpose(2, 0, 1)
     for kind in plain.values():  # colour, grey
         rows[list(kind)] = unfilter(np.stack(list(kind.values())))
@@ -120,7 +121,7 @@ def first_side(entries: Sequence[Entry],  # the images to come
                 reasons.append(f"{entry.name}: {plain_reason(str(error))}")
                 continue
             if height != width:
-                raise ValueError(f"expected square images or a size to bring them to, got {width}x{height} in {entry.name}")
+                raise SizeNeeded(f"expected square images or a size to bring them to, got {width}x{height} in {entry.name}")
             return height
     if not size:
         raise ValueError(f"expected at least one image that decodes, got {len(reasons)} that do not: {'; '.join(reasons[:3])}")

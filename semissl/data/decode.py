@@ -67,7 +67,7 @@ def square_pixels(image: Image.Image,  # an opened picture
         ImageOps.exif_transpose(image, in_place=True)
     image = to_rgb(image)
     if size and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=centre_square(*image.size))
+        image = image.crop(centre_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)  # not resize(box=...), whose border looks beyond the square
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 # %% ../../nbs/data/decode.ipynb #6c114094

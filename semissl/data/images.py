@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from .labels import label_numbers, label_values
 
 # %% auto #0
-__all__ = ['ImageSet', 'check_images', 'as_array', 'to_uint8', 'channels_first', 'centre_square', 'resize_images', 'from_arrays',
-           'hash_order', 'load_digits_part']
+__all__ = ['ImageSet', 'check_images', 'as_array', 'to_uint8', 'channels_first', 'centre_square', 'SizeNeeded', 'resize_images',
+           'from_arrays', 'hash_order', 'load_digits_part']
 
 # %% ../../nbs/data/images.ipynb #0c4b437c
 @dataclass(frozen=True, eq=False)
@@ -129,13 +129,17 @@ def centre_square(width: int,  # of the image, in pixels
     return left, top, left + side, top + side
 
 
+class SizeNeeded(ValueError):
+    "Images that differ, or are not square, where nobody said which size they should have."
+
+
 def resize_images(images: Tensor,  # (N, 3, H, W) uint8
                   size: int,  # wanted side S in pixels; 0 = as it is
                   ) -> Tensor:  # (N, 3, S, S) uint8
     "Centre square, then antialiased bilinear resampling. ValueError for a size of 0 and images that are not square."
     height, width = images.shape[2:]
     if size < 0 or (not size and height != width):
-        raise ValueError(f"expected square images or a size above 0, got {width}x{height} (width x height) and size={size}")
+        raise SizeNeeded(f"expected square images or a size above 0, got {width}x{height} (width x height) and size={size}")
     if size in (0, height) and height == width:
         return images
     left, top, right, bottom = centre_square(width, height)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from .labels import class_names, label_rows
-from .images import ImageSet, as_array, channels_first, from_arrays, resize_images, to_uint8
+from .images import ImageSet, SizeNeeded, as_array, channels_first, from_arrays, resize_images, to_uint8
 from .decode import decode_image, looks_like_image, square_pixels
 from .files import Entry, Reader, first_bytes, is_image_name, plain_reason
 from .sources import load_images
@@ -131,7 +131,7 @@ def from_items(images: Any,  # see `items_of`
         warnings.warn(f"{len(bad)} of {len(values)} images are left aside: {'; '.join(list(bad.values())[:3])}", stacklevel=3)
     first = pictures[kept[0]].shape
     if odd := [p.shape for p in pictures.values() if p.shape != first]:
-        raise ValueError(f"expected images of one size or an image_size, got {tuple(first[1:])} and {tuple(odd[0][1:])}")
+        raise SizeNeeded(f"expected images of one size or an image_size, got {tuple(first[1:])} and {tuple(odd[0][1:])}")
     names = tuple(str(values[i]) if isinstance(values[i], (str, Path)) else str(i) for i in kept)
     labels, classes = torch.full((len(kept),), -1), ()
     if y is not None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .labels import label_numbers
-from .images import ImageSet, channels_first, from_arrays, load_digits_part, resize_images, to_uint8
+from .images import ImageSet, SizeNeeded, channels_first, from_arrays, load_digits_part, resize_images, to_uint8
 from .decode import square_pixels
 from .files import plain_reason
 from .layout import MissingPart
@@ -96,7 +96,7 @@ def from_pictures(pictures: Iterable[Image.Image],  # opened pictures, one after
     "Pictures that another library has opened. ValueError when their sizes differ and size is 0."
     rows = [square_pixels(p, size) for p in tqdm(pictures, total=count, desc="decoding", unit=" images", delay=2)]
     if odd := [r.shape for r in rows if r.shape != rows[0].shape]:
-        raise ValueError(f"expected images of one size or a size to bring them to, got {rows[0].shape[:2]} and {odd[0][:2]}")
+        raise SizeNeeded(f"expected images of one size or a size to bring them to, got {rows[0].shape[:2]} and {odd[0][:2]}")
     return resize_images(torch.from_numpy(channels_first(np.stack(rows))), size)
 
 
@@ -192,7 +192,7 @@ def load_images(source: str | Path | tuple,  # "digits", "torchvision:NAME", "hf
                 size: int = 0,  # side S in pixels; 0 = as they are, when all are alike
                 part: str = "train",  # "train" (with its unlabelled images) or "test"
                 labels: str | Path | None = None,  # a CSV path,label that overrides the source's labels
-                max_bad_share: float = 0.05,  # share of files that may fail to decode before that is an error
+                max_bad_share: float = 0.01,  # share of files that may fail to decode before that is an error
                 classes: Sequence[str] | None = None,  # class names in order, for a test source that lacks some
                 cache: bool | str | Path = True,  # decoded copy of files: True = beside them, a path = there, False = none
                 workers: int = 0,  # decoding processes; 0 = one per core
