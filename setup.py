@@ -2,7 +2,9 @@
 import re
 from configparser import ConfigParser
 from pathlib import Path
+from shutil import copy
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 settings = ConfigParser(delimiters=["="], interpolation=None)
@@ -11,7 +13,14 @@ package = settings["package"]
 
 def lines(text): return [line.strip() for line in text.splitlines() if line.strip()]
 
+class WithNotebook(build_py):
+    "The wheel brings train.ipynb, which `semissl-batch` executes where there is no clone."
+    def run(self):
+        super().run()
+        if not self.editable_mode: copy(here/"nbs/experiments/train.ipynb", Path(self.build_lib)/"semissl")
+
 setup(
+    cmdclass={"build_py": WithNotebook},
     version=re.search(r'^__version__ = "(.+)"$', (here/"semissl/__init__.py").read_text(encoding="utf-8"), re.M)[1],
     author=package["author"],
     license_expression=package["license"],

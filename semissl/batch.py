@@ -6,11 +6,12 @@ Docs: https://semissl.github.io/semissl/batch.html.md"""
 
 # %% auto #0
 __all__ = ['ASK', 'BEGINS', 'PAGE', 'SHOWN', 'BEGIN', 'parameters_of', 'read_grid', 'typed', 'columns', 'Run', 'name_of',
-           'runs_of', 'validate', 'read_json', 'write_json', 'state_of', 'lock', 'execute', 'end_everything', 'attempt',
-           'attempts_of', 'Attempt', 'start', 'clock', 'how_far', 'Board', 'screen', 'shard_of', 'gpus', 'share',
-           'take', 'ended', 'news_of', 'work_through', 'run_batch', 'flat', 'row_of', 'collect', 'page_cell',
-           'page_row', 'page', 'number_or_word', 'settings_at', 'shortened', 'run_arms', 'on_a_node', 'on_ray',
-           'packed', 'unpack', 'remote', 'pack_new', 'Runtime', 'on_colab', 'watch', 'sweep', 'parser', 'main']
+           'runs_of', 'validate', 'read_json', 'write_json', 'state_of', 'what_lies_at', 'FilesNamed', 'lock',
+           'execute', 'end_everything', 'attempt', 'attempts_of', 'Attempt', 'start', 'clock', 'how_far', 'Board',
+           'screen', 'shard_of', 'gpus', 'share', 'take', 'ended', 'news_of', 'work_through', 'run_batch', 'flat',
+           'row_of', 'collect', 'page_cell', 'page_row', 'page', 'number_or_word', 'settings_at', 'shortened',
+           'run_arms', 'on_a_node', 'on_ray', 'packed', 'unpack', 'remote', 'pack_new', 'Runtime', 'on_colab', 'watch',
+           'sweep', 'own_notebook', 'parser', 'main']
 
 # %% ../nbs/11_batch.ipynb #b0000003
 import argparse
@@ -28,6 +29,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
@@ -177,12 +179,48 @@ def write_json(
 
 def state_of(
     run_dir: Path,  # of a run
-) -> str:           # "done", "failed", "interrupted" or "waiting"
-    "What has become of a run, from its files alone."
+    data: dict[str, str] | None = None,  # what lies there now, see `files_named`; None = not asked
+) -> str:           # "done", "changed", "failed", "interrupted" or "waiting"
+    "What has become of a run, from its files alone, and whether what it was made of is still the same."
     status = read_json(run_dir / "status.json")
-    if status and status["exit"] == 0 and read_json(run_dir / "result.json"): return "done"
+    if status and status["exit"] == 0 and read_json(run_dir / "result.json"):
+        then = status.get("data", {})
+        return "changed" if any(then[word] != now for word, now in (data or {}).items() if word in then) else "done"
     if status and status["error"]: return "failed"
     return "interrupted" if (run_dir / "attempt.ipynb").exists() or (run_dir / "config.json").exists() or (run_dir / "result.json").exists() else "waiting"
+
+# %% ../nbs/11_batch.ipynb #afc35128
+def what_lies_at(
+    path: str,  # of a file or a folder
+) -> str:       # 16 hexadecimal digits
+    "Changes with the names and sizes of a folder's files, the index of a .zip, the content of another file; of more than 64 MB the size."
+    total = hashlib.sha256()
+    for here, below, files in os.walk(path):
+        below[:] = sorted(b for b in below if not b.startswith("."))
+        for name in sorted(f for f in files if not f.startswith(".")):
+            file = os.path.join(here, name)
+            told = what_lies_at(file) if name.lower().endswith(".csv") else os.path.getsize(file) if os.path.exists(file) else 0
+            total.update(f"{os.path.relpath(file, path)} {told}\n".encode("utf-8", "surrogateescape"))
+    if os.path.isfile(path):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive: told = [(m.filename, m.CRC, m.file_size) for m in archive.infolist()]
+            total.update(json.dumps(told).encode())
+        else: total.update(Path(path).read_bytes() if os.path.getsize(path) <= 2**26 else str(os.path.getsize(path)).encode())
+    return total.hexdigest()[:16]
+
+class FilesNamed(dict):
+    "What lies at each path, asked once."
+    def __missing__(self, path: str) -> str:
+        self[path] = what_lies_at(path)
+        return self[path]
+
+    def by(self,
+           parameters: dict,     # of a run
+           ) -> dict[str, str]:  # of the files and folders that they name
+        "What a run is made of."
+        words = [str(v) for name, v in parameters.items() if name != "run_dir" and isinstance(v, str) and v]
+        paths = [p for w in words for p in ([w] if os.path.exists(w) else map(str.strip, w.split(","))) if p and os.path.exists(p)]
+        return {p: self[p] for p in paths}
 
 # %% ../nbs/11_batch.ipynb #b0000025
 def lock(
@@ -253,6 +291,7 @@ class Attempt:
     process: subprocess.Popen
     lock: int                                                         # descriptor
     slot: int = 0                                                     # among those at the same time
+    data: dict[str, str] = field(default_factory=dict)                # what the run is made of, see `FilesNamed`
     began: float = field(default_factory=time.time)                   # seconds since 1970
     clock: float = field(default_factory=time.monotonic)              # seconds, never jumps
 
@@ -262,7 +301,7 @@ class Attempt:
         self.process.stdin.close()
         whole, result = Path(self.notebook).name, read_json(run_dir / "result.json")
         error = (json.loads(told) if told else f"the process was ended by signal {-code}" if code < 0 else f"the process ended with exit code {code}") or ("" if result else "the notebook ended without a whole result.json")
-        status = dict(exit=code, error=error, began=self.began, seconds=round(time.monotonic() - self.clock, 2), attempts=attempts_of(run_dir))
+        status = dict(exit=code, error=error, began=self.began, seconds=round(time.monotonic() - self.clock, 2), attempts=attempts_of(run_dir), data=self.data)
         if (run_dir / "attempt.ipynb").exists(): os.replace(run_dir / "attempt.ipynb", run_dir / ("failed.ipynb" if error else whole))
         if not error: (run_dir / "failed.ipynb").unlink(missing_ok=True)
         write_json(run_dir / "status.json", status)
@@ -284,6 +323,7 @@ def start(
     **environment: str,     # for the process
 ) -> Attempt:               # under way
     "Start an attempt in a process of its own; what it and its kernel say goes to attempt.log, after that of earlier attempts."
+    data = FilesNamed().by(run.parameters)                            # before it reads them: what is changed meanwhile shows
     with open(run.run_dir / "attempt.log", "a", encoding="utf-8") as log:
         print(f"{BEGINS} {time.strftime('%Y-%m-%d %H:%M:%S')}", file=log, flush=True)
         process = subprocess.Popen([sys.executable, "-c", "from semissl.batch import attempt; attempt()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -291,7 +331,7 @@ def start(
     job = dict(notebook=str(notebook), output=str(run.run_dir / "attempt.ipynb"), parameters=run.parameters, cell_timeout=cell_timeout)
     process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()
-    return Attempt(run, str(notebook), process, held, slot)
+    return Attempt(run, str(notebook), process, held, slot, data)
 
 # %% ../nbs/11_batch.ipynb #b0000033
 def clock(
@@ -321,8 +361,8 @@ class Board:
 
     def text(self) -> str:
         "The table."
-        counts = {s: list(self.states.values()).count(s) for s in ("done", "running", "failed", "interrupted", "waiting", "elsewhere")}
-        left = counts["running"] + counts["interrupted"] + counts["waiting"]
+        counts = {s: list(self.states.values()).count(s) for s in ("done", "running", "failed", "changed", "interrupted", "waiting", "elsewhere")}
+        left = counts["running"] + counts["changed"] + counts["interrupted"] + counts["waiting"]
         when = f"; about {clock(sum(self.took) / len(self.took) * left / self.jobs)} left" if self.took and left else ""
         lines = [", ".join(f"{n} {s}" for s, n in counts.items() if n) + f" of {len(self.states)} runs{when}"]
         return "\n".join(lines + [f"  {clock(time.monotonic() - a.clock):>7}  {slug}  {how_far(a.run.run_dir)}".rstrip() for slug, a in self.running.items()])
@@ -385,7 +425,7 @@ def take(
     if held is None:
         board.states[run.slug] = "elsewhere"
         return False
-    state = state_of(run.run_dir)
+    state = state_of(run.run_dir, FilesNamed().by(run.parameters))
     if state == "done" or state == "failed" and before == "elsewhere":
         os.close(held)
         board.states[run.slug] = state
@@ -448,7 +488,10 @@ def run_batch(
     if jobs < 1: raise ValueError(f"expected at least one run at a time, got jobs={jobs}")
     runs = shard_of(runs_of(grid, notebook, root), shard)
     validate(runs, notebook)
-    board = Board({r.slug: state_of(r.run_dir) for r in runs}, jobs)
+    named = FilesNamed()
+    board = Board({r.slug: state_of(r.run_dir, named.by(r.parameters)) for r in runs}, jobs)
+    if changed := [slug for slug, state in board.states.items() if state == "changed"]:
+        print(f"{len(changed)} of {len(runs)} runs are done, but with other images or labels than there are now; they are trained anew, and the earlier results kept beside the new: {', '.join(changed[:5])}{', ...' if changed[5:] else ''}", file=sys.stderr)
     if dry_run: print("\n".join(f"{state:12}{slug}" for slug, state in board.states.items()))
     todo = [r for r in runs if board.states[r.slug] != "done" and (retry_failed or board.states[r.slug] != "failed")]
     if todo and not dry_run:
@@ -608,7 +651,7 @@ def on_a_node(
     "One run, wherever Ray has placed it; waits for the lock of a process that is about to go."
     os.chdir(folder)
     while (held := lock(run.run_dir)) is None: time.sleep(1)
-    if state_of(run.run_dir) != "done": return start(run, notebook, held, cell_timeout, **environment).finish()
+    if state_of(run.run_dir, FilesNamed().by(run.parameters)) != "done": return start(run, notebook, held, cell_timeout, **environment).finish()
     os.close(held)
     return read_json(run.run_dir / "status.json")
 
@@ -800,12 +843,17 @@ def sweep(
                 command=["semissl-batch", "--notebook", str(notebook), "--root", str(root), "${args_no_hyphens}"])
 
 # %% ../nbs/11_batch.ipynb #b0000056
+def own_notebook() -> str:  # a path
+    "train.ipynb of the clone that one stands in, of the clone that is installed, or as it came with the package."
+    here = Path(__file__).parent
+    return next(str(p) for p in (Path("nbs/experiments/train.ipynb"), here.parent / "nbs/experiments/train.ipynb", here / "train.ipynb") if p.exists())
+
 def parser() -> argparse.ArgumentParser:
     "The options of `semissl-batch`."
     p = argparse.ArgumentParser("semissl-batch", description="Run a grid of notebooks; started again, it goes on where it was stopped. The exit code is 0 when every run is done.",
                                 epilog="Example: semissl-batch 'lr=[1e-3,2e-3]' seeds=3 epochs=30 --jobs 2", allow_abbrev=False)
     p.add_argument("grid", nargs="+", help="files of YAML and settings NAME=VALUE: a list is swept, a value is fixed; seeds: how many or which; exclude: combinations to leave out")
-    p.add_argument("--notebook", default="nbs/experiments/train.ipynb", help="what is executed: a path or an address (%(default)s)")
+    p.add_argument("--notebook", default="", help="what is executed: a path or an address (train.ipynb of this package)")
     p.add_argument("--root", default="", help="directory of the batch (runs/ and the name of the first file)")
     p.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
     p.add_argument("--shard", default="", metavar="I/N", help="every N-th run from the I-th on, I from 0: for N machines")
@@ -824,6 +872,7 @@ def main(
 ) -> int:                            # exit code
     "The command `semissl-batch`."
     o = parser().parse_args(words)
+    o.notebook = o.notebook or own_notebook()
     files = [w for w in o.grid if "=" not in w]
     root = o.root or f"runs/{Path(files[0]).stem if files else 'batch'}"
     try:

@@ -16,7 +16,7 @@ EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS/"experiments"]
 TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS/"tutorials"]
 MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name) or p.parent in (NBS/"data", NBS/"method", NBS/"run")]
 MODULES = ["data.labels", "data.images", "data.decode", "data.png", "data.files", "data.layout", "data.cache", "data.table", "data.sources", "data.pictures", "data.split", "data.loader", "augment", "encoder", "heads", "losses", "metrics", "method.weights", "method.propagate", "method.correlation", "method.adapter", "method.memory", "module", "run.values", "run.identity", "run.progress", "run.threads", "run.features", "evaluate", "run.sight",
-           "run.rounds", "run.finetune", "train", "predict", "label", "batch", "report", "classifier"]  # never fewer; each uses those before it alone
+           "run.rounds", "run.finetune", "train", "predict", "label", "batch", "report", "classifier", "use.page"]  # never fewer; each uses those before it alone
 
 def name(path: Path) -> str: return path.relative_to(NBS).as_posix()
 def module_of(path: Path) -> str: return path.stem[3:] if path.parent == NBS else f"{path.parent.name}.{path.stem}"
@@ -94,7 +94,8 @@ def built(tmp_path_factory) -> dict[str, Path]:
     "A source archive, and a wheel built from that archive alone."
     out, env = tmp_path_factory.mktemp("dist"), {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     source = tmp_path_factory.mktemp("source")
-    for item in ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"]:
+    for item in ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "nbs/experiments/train.ipynb"]:
+        (source/item).parent.mkdir(parents=True, exist_ok=True)
         (source/item).write_bytes((ROOT/item).read_bytes())
     for path in (ROOT/"semissl").rglob("*.py"):
         (source/path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +151,11 @@ def test_light_modules_stay_light(built):
     "Reading results needs no torch; data needs no lightning, wandb or timm."
     elsewhere(built["site"], "import semissl.report; assert 'torch' not in sys.modules, 'report imports torch'")
     elsewhere(built["site"], "import semissl.data; assert not {'pytorch_lightning', 'wandb', 'timm', 'datasets'} & set(sys.modules)")
+
+def test_a_batch_needs_no_clone(built):
+    "train.ipynb comes with the wheel, and is what a batch executes where no other is named."
+    told = elsewhere(built["site"], "from semissl.batch import main, own_notebook; assert own_notebook().startswith(site), own_notebook(); main(['data=digits', 'seeds=2', '--dry-run', '--root', 'batch'])")
+    assert told.count("waiting") == 2, told
 
 def test_metadata_is_complete(built):
     "Nothing that setup.py gives is dropped on the way into the wheel."
