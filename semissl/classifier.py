@@ -130,7 +130,9 @@ def learn(
     total_steps = steps_of(config, task)
     model = build(config, max(2, len(classes)), size, total_steps, sight=sight)
     def begin(model):
-        if before is not None: warm(model, before, projector, classes)
+        if before is None or sight is not None: return                # what was seen is kept, and learning from it takes seconds: it begins anew
+        if before.answer is None: warm(model, before, projector, classes)
+        else: warnings.warn("the last training learnt on features, this one learns on pixels: it begins anew", stacklevel=2)
     begin(model)
     model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps) | (dict(sight=sight.card) if sight else {})
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,7 +237,7 @@ class FewLabelClassifier(Answers, BaseEstimator):
     "A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`, `TrainConfig` and `learn`."
     def __init__(self,
         encoder: str = "auto",         # as TrainConfig.encoder: "auto" takes the best pretrained one at hand; "small", "resnet18", any timm name
-        image_size: int = 0,           # side the images are brought to, pixels; 0 = what the encoder's weights want, without weights as they are, when all are alike
+        image_size: int = 0,           # side the images are brought to, pixels; 0 = what the encoder's weights want, without weights as they are, when all are alike; below 32 it learns on pixels
         augmentation: str = "auto",    # "photos" or "digits"; "auto" takes "photos"
         epochs: int = 60,              # pixels: passes over the images
         budget: str = "",              # instead of epochs: "90 s", "15 min", "1e6 images"
@@ -243,7 +245,7 @@ class FewLabelClassifier(Answers, BaseEstimator):
         learn_on: str = "auto",        # as TrainConfig.learn_on: "features", "pixels" or "auto"
         batch_size: int = 128,         # unlabelled images per step; fewer images than that are one batch
         random_state: int = 0,         # of weights, batches and views
-        warm_start: bool = False,      # begin the next fit with the weights of the last
+        warm_start: bool = False,      # begin the next fit with the weights of the last; on features with what was seen
         run_dir: str | None = None,    # where training keeps its checkpoints; None = nowhere
         settings: dict | None = None,  # other fields of TrainConfig
     ):

@@ -6,10 +6,12 @@ Docs: https://semissl.github.io/semissl/encoder.html.md"""
 
 # %% auto #0
 __all__ = ['SMALL_IMAGE', 'ENCODERS', 'resnet', 'conv_bn', 'ResidualPair', 'small_resnet', 'PreActBlock', 'wide_resnet',
-           'plain_name', 'flat', 'timm_encoder', 'encoder', 'width', 'check_encoder', 'stay', 'freeze']
+           'plain_name', 'flat', 'timm_encoder', 'encoder', 'width', 'check_encoder', 'exact', 'exact_at_one_pixel',
+           'stay', 'freeze']
 
 # %% ../nbs/02_encoder.ipynb #b9131d6a
 import re
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +155,7 @@ def encoder(
     elif name.startswith("resnet") and name in models.list_models(): net = resnet(name, image_size, large)
     else: net = timm_encoder(name, image_size)
     check_encoder(net, image_size)
-    return net
+    return exact_at_one_pixel(net)
 
 def width(
     net: nn.Module,   # an encoder, the user's own included
@@ -179,6 +181,20 @@ def check_encoder(
     if not isinstance(D, int): raise ValueError(f"expected an encoder with an integer feature_dim, got {D!r}")
     if (found := width(net, image_size)) != D: raise ValueError(f"expected representations of shape (2, {D}), got (2, {found})")
 
+
+# %% ../nbs/02_encoder.ipynb #5ddfb4d7
+def exact(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    "The convolution; of one pixel on a processor in float32."
+    if x.shape[-2:] != (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"): return type(conv).forward(conv, x)
+    with torch.autocast("cpu", enabled=False): return type(conv).forward(conv, x.float())
+
+def exact_at_one_pixel(
+    net: nn.Module,  # an encoder
+) -> nn.Module:      # the same; names of weights stay
+    "Let its strided convolutions be `exact`."
+    for conv in net.modules():
+        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1: conv.forward = partial(exact, conv)
+    return net
 
 # %% ../nbs/02_encoder.ipynb #7db3ba4c
 def stay(module: nn.Module, _) -> None:

@@ -123,7 +123,7 @@ def doubtful(
     best = probabilities.topk(2, dim=1).values
     margin, lonely = best[:, 0] - best[:, 1], isolation(u, seed)
     known = torch.zeros(len(u), dtype=torch.bool)
-    for part in u[taken].split(1024): known |= torch.cdist(u, part).min(1).values < TWINS         # labelled, or the twin of a labelled one
+    for part in u[taken].split(1024) if taken.any() else (): known |= torch.cdist(u, part).min(1).values < TWINS         # labelled, or the twin of a labelled one
     fit = ((lonely <= lonely.quantile(share) if len(u) < 2**24 else lonely <= lonely.sort().values[int(share * len(u))]) & ~known).nonzero()[:, 0]
     fit = fit[margin[fit].argsort(stable=True)][:20 * k]
     if not len(fit): return []
