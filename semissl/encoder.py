@@ -6,7 +6,7 @@ Docs: https://semissl.github.io/semissl/encoder.html.md"""
 
 # %% auto #0
 __all__ = ['SMALL_IMAGE', 'ENCODERS', 'resnet', 'conv_bn', 'ResidualPair', 'small_resnet', 'PreActBlock', 'wide_resnet',
-           'plain_name', 'flat', 'timm_encoder', 'encoder', 'width', 'check_encoder', 'exact', 'exact_at_one_pixel',
+           'plain_name', 'flat', 'timm_encoder', 'exact', 'exact_at_one_pixel', 'encoder', 'width', 'check_encoder',
            'stay', 'freeze']
 
 # %% ../nbs/02_encoder.ipynb #b9131d6a
@@ -142,6 +142,20 @@ def timm_encoder(
     return net
 
 
+# %% ../nbs/02_encoder.ipynb #5ddfb4d7
+def exact(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    "The convolution; of one pixel on a processor in float32."
+    if x.shape[-2:] != (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"): return type(conv).forward(conv, x)
+    with torch.autocast("cpu", enabled=False): return type(conv).forward(conv, x.float())
+
+def exact_at_one_pixel(
+    net: nn.Module,  # an encoder
+) -> nn.Module:      # the same; names of weights stay
+    "Let its strided convolutions be `exact`."
+    for conv in net.modules():
+        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1: conv.forward = partial(exact, conv)
+    return net
+
 # %% ../nbs/02_encoder.ipynb #b8e789ca
 ENCODERS = {"small": small_resnet, "wrn_28_2": lambda: wide_resnet(28, 2), "wrn_28_8": lambda: wide_resnet(28, 8)}
 
@@ -181,20 +195,6 @@ def check_encoder(
     if not isinstance(D, int): raise ValueError(f"expected an encoder with an integer feature_dim, got {D!r}")
     if (found := width(net, image_size)) != D: raise ValueError(f"expected representations of shape (2, {D}), got (2, {found})")
 
-
-# %% ../nbs/02_encoder.ipynb #5ddfb4d7
-def exact(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    "The convolution; of one pixel on a processor in float32."
-    if x.shape[-2:] != (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"): return type(conv).forward(conv, x)
-    with torch.autocast("cpu", enabled=False): return type(conv).forward(conv, x.float())
-
-def exact_at_one_pixel(
-    net: nn.Module,  # an encoder
-) -> nn.Module:      # the same; names of weights stay
-    "Let its strided convolutions be `exact`."
-    for conv in net.modules():
-        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1: conv.forward = partial(exact, conv)
-    return net
 
 # %% ../nbs/02_encoder.ipynb #7db3ba4c
 def stay(module: nn.Module, _) -> None:

@@ -201,12 +201,13 @@ def evaluate(
     head: bool = True,      # predict with the model's own head; False: with the linear probe
     device: str | torch.device = "cpu",  # where the model lives
     temperature: float = 1.0,  # logits of the head are divided by it, see `fit_temperature`
+    read: int = READ,       # unlabelled training images that the readers see, at most
 ) -> tuple[dict[str, float], dict[str, Tensor]]:  # metrics by name; arrays: h_train (L, D), h_test (M, D), probabilities (M, K), class_correlation (K, K)
     "Metrics and arrays of one model; ValueError where the test set has an image without a label or no image at all."
     if not len(test) or (test.labels < 0).any():
         raise ValueError(f"expected a test set in which every image has a label, got {int((test.labels < 0).sum())} without, of {len(test)}")
     K, labelled = len(train.classes), train.labels >= 0
-    others = spread_out((~labelled).nonzero()[:, 0], READ)
+    others = spread_out((~labelled).nonzero()[:, 0], read)
     (h_test, logits), (h, _) = encode(model, test.images, device=device), encode(model, train.images[labelled], device=device)
     h_all = torch.cat([h, encode(model, train.images[others], device=device)[0]]) if len(others) else h
     y = train.labels[labelled]

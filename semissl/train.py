@@ -16,8 +16,8 @@ __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UN
            'steps_of', 'Result', 'write_json', 'open_run_dir', 'check_data', 'read_card', 'keep_in_card', 'claim',
            'extend', 'measure', 'each_reader', 'plain_ways', 'tuned_way', 'measure_plain', 'train_again', 'baseline',
            'folds', 'calibrate', 'calibrate_features', 'picture_arrays', 'write_predictions', 'versions', 'commit',
-           'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'answers', 'looked_at', 'seen_by',
-           'write_result', 'reasons', 'parse', 'main']
+           'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'untrained', 'in_time', 'answers',
+           'looked_at', 'seen_by', 'write_result', 'reasons', 'parse', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -75,10 +75,11 @@ from .method.correlation import FORMS
 from .method.memory import WORK, free_bytes, kept_bytes, piece_that_fits
 from .method.propagate import HOW, frequencies, given_frequencies, propagate
 from .method.weights import OFFLINE, Recipe, ready, recipe
-from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, collapse_warning, fit_temperature
+from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, class_correlation_matrix, collapse_warning, fit_temperature
 from .module import GlobalBatchNorm, SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
 from .run.finetune import fine_tuned
+from .run.budget import FEW, shares
 from .run.identity import changes, data_identity, identity_hash
 from .run.progress import Line
 from .run.rounds import Rounds, Settle
@@ -115,7 +116,7 @@ class TrainConfig:
     projector_dim: int = 256            # P, and the width of the projector; narrow learns faster on a small budget
     projector_layers: int = 2           # linear maps in the projector
     epochs: int = 60                    # passes over the training images; two views of each are one pass
-    budget: str = ""                    # pixels: what training may take, instead of epochs: "90 s", "15 min", "1 h", "overnight" or "1e6 images" for so many passes; "" for epochs. Features: seven tenths of a time are for the look
+    budget: str = ""                    # how long you wait, all included: "90 s", "15 min", "1 h" or "overnight"; or for pixels "1e6 images" for so many passes; "" for epochs. Features: seven tenths of a time are for the look
     correlate_from: float = 0.3         # share of training after which stage 2 starts; 1 for never
     self_train_from: float = 0.4        # share of training after which stage 3 starts; 1 for never
     ssl_weight_end: float = 1.0         # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
@@ -284,6 +285,8 @@ def expectation(
     def effort(row): return row[2] / seconds if seconds else row[3] / passes if passes and row[3] else 1
     def distance(row): return abs(np.log(row[1] / (labels_asked(config) or row[1]))) + abs(np.log(effort(row))), row[8].count("=")   # of two as near, the one with fewer changes
     def beside(changed): return changed and f", {'' if on == 'features' else 'with '}{changed}"
+    kind = kind_of(config)
+    known = [row for row in known if ("digits" if row[0] == "digits" else "photos") == kind]                    # what digits came to says nothing of photos
     names = [name for name in dict.fromkeys(row[0] for row in known) if name == config.data] or dict.fromkeys(row[0] for row in known)
     nearest = [min((row for row in known if row[0] == name), key=distance) for name in names]
     return "\n".join(f"{name}, {k} labels a class, {took:.0f} s{f' and {images:.1e} images' if images else ''} on {device}: {mean:.1%}{f' ± {deviation:.1%}' if n > 1 else ''} right (n = {n}{beside(changed)})"
@@ -980,10 +983,11 @@ def train(
     task: Task,             # only its `train` is looked at
     recorder: Recorder,     # keeps the curves
     folder: Path | None = None,  # where checkpoints go and from which it resumes; None = none are kept
+    seconds: float | None = None,  # it may take; None = all of the budget
 ) -> float:                 # seconds of training in this process
     "Train for the budget or the epochs of the configuration, from the last checkpoint when there is one; FloatingPointError on a loss that is not finite, OSError when the last checkpoint cannot be written."
     config = fitting(config, task)
-    per_epoch, (seconds, _) = len(task.train) // config.batch_size, parse_budget(config.budget)
+    per_epoch, seconds = len(task.train) // config.batch_size, parse_budget(config.budget)[0] if seconds is None else seconds
     if isinstance(task.train, FeatureSet): seconds = 0.0             # their steps are counted
     if model.total_steps == BIG and not seconds: raise ValueError(f"expected a number of steps where no time is the budget, got {BIG}")
     if config.devices * config.nodes > 1: globalise(model)
@@ -1182,11 +1186,12 @@ def measure(
     head: bool = True,   # predict with the head; False: with the linear probe
     temperature: float = 1.0,  # of the head
     crossed: float | None = None,  # accuracy on labels that the trainings of the calibration left out
+    read: int = READ,    # see `evaluate`
 ) -> tuple[dict, dict]:  # metrics and arrays, see `evaluate`; nulls and nothing without a test set
     "The metrics of a result, the validation accuracy among them."
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    metrics, arrays = evaluate(model, task.train, task.test, head, device, temperature) if task.test is not None else ({}, {})
+    metrics, arrays = evaluate(model, task.train, task.test, head, device, temperature, read) if task.test is not None else ({}, {})
     if task.validation is not None:
         metrics["validation_accuracy"] = evaluate(model, task.train, task.validation, head, device)[0]["test_accuracy"]
     if metrics and model.answer is not None: metrics |= {f"{name}_accuracy": accuracy(p, task.test.labels) for name, p in zip(READERS, each_reader(model, task.test, device))}
@@ -1417,7 +1422,7 @@ def fit(
     plot: Callable | None = None,   # rows of metrics.csv -> None, called as training goes
 ) -> Result:                        # what result.json holds
     "Train, measure, compare, write; errors are those of `TrainConfig`, `load_task`, `open_run_dir`, `claim` and `train`."
-    leader = config.devices * config.nodes == 1 or rank_zero_only.rank == 0              # of several processes one writes; one alone does, whatever a launcher left in the environment
+    began, leader = time.perf_counter(), config.devices * config.nodes == 1 or rank_zero_only.rank == 0   # of several processes one writes; one alone does, whatever a launcher left in the environment
     run_dir = open_run_dir(config, leader)
     with claim(run_dir) if leader else nullcontext():
         if (run_dir / "result.json").exists() and not (run_dir / "data.json").exists(): return finished(config, run_dir, draw, leader)   # of an earlier version
@@ -1430,7 +1435,7 @@ def fit(
         if leader: check_data(run_dir, identity)
         if (run_dir / "result.json").exists(): return finished(config, run_dir, draw, leader)
         check_processes(config)
-        return run(config, task, draw, plot, run_dir, leader, identity_hash(identity))
+        return run(config, task, draw, plot, run_dir, leader, identity_hash(identity), time.perf_counter() - began)
 
 def finished(
     config: TrainConfig,   # of the run
@@ -1465,32 +1470,34 @@ def run(
     run_dir: Path,         # claimed
     leader: bool,          # whether this process writes
     identity: str = "",    # of the data
+    gone: float = 0.0,     # seconds of the wait so far
 ) -> Result:               # what result.json holds
     "The work of `fit`."
-    began = time.perf_counter()
+    began = time.perf_counter() - gone
     forget_peak()
     if leader and (told := expectation(config)): print(f"Runs nearest to this one:\n{told}")
     if task.validation is None: folds(task.train.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
-    size, sight, looked, all_images = task.train.images.shape[-1], None, 0.0, len(task.train)
+    size, sight, looked, all_images, training, read = task.train.images.shape[-1], None, 0.0, len(task.train), None, READ
     if learns_on(config) == "features":
         if not config.labelled_batch_size: raise ValueError("expected labelled images in a step on features, got labelled_batch_size=0: learn_on='pixels' trains without labels")
         task, sight = seen_by(config, task, leader)
-        looked = time.perf_counter() - began
+        looked = time.perf_counter() - began - gone
     config = fitting(config, task)
+    if sight is None and parse_budget(config.budget)[0]: config, training, read = in_time(config, task, time.perf_counter() - began, run_dir, leader)
     total_steps = steps_of(config, task)
     card = dict(config=asdict(config), classes=list(task.train.classes), image_size=size, total_steps=total_steps, data=identity) | (dict(sight=sight.card) if sight else {})
     sizes = len(task.train.classes), size, total_steps
     model, tracker = build(config, *sizes, sight=sight), Tracker(config if leader else replace(config, wandb_project=""), run_dir)
     model.card = card
-    train(model, config, task, recorder := Recorder(run_dir / "metrics.csv", tracker, plot=plot), run_dir)
+    train(model, config, task, recorder := Recorder(run_dir / "metrics.csv", tracker, plot=plot), run_dir, training)
     total_steps = card["total_steps"] = MetricsFile(run_dir / "metrics.csv").read()[-1]["step"] + 1   # what a budget of time has come to
     sizes = len(task.train.classes), size, total_steps
     others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines and sight is None and task.test is not None else {}
     temperature = card["temperature"] = calibrate(model, config, task, card, run_dir)
-    learnt = time.perf_counter() - began - looked
-    metrics, after = measure(model, task, temperature=temperature, crossed=card.pop("cross_validated_accuracy", None))   # all training first: a GPU in use forbids a notebook to start processes
-    before = measure(build(config, *sizes, sight=sight), replace(task, validation=None))[1]           # the same seed: the weights that training began with
-    compared = {name: measure(other, task, head=name == "labels_only")[0] | cost for name, (other, cost) in others.items()}
+    learnt = time.perf_counter() - began - gone - looked
+    metrics, after = measure(model, task, temperature=temperature, crossed=card.pop("cross_validated_accuracy", None), read=read)   # all training first: a GPU in use forbids a notebook to start processes
+    before = untrained(build(config, *sizes, sight=sight), task)                          # the same seed: the weights that training began with
+    compared = {name: measure(other, task, head=name == "labels_only", read=read)[0] | cost for name, (other, cost) in others.items()}
     if sight and config.baselines and task.test is not None:
         budget = parse_budget(config.budget)[0]
         left = budget - recorder.earlier - (time.perf_counter() - began) if budget else 120.0
@@ -1514,6 +1521,55 @@ def run(
         tracker.finish(result, draw(run_dir) if draw else {})
     if torch.distributed.is_initialized(): torch.distributed.barrier()
     return Result.read(run_dir)
+
+@torch.inference_mode()
+def untrained(
+    model: SemiSSL,  # as it was before training
+    task: Task,      # its test images
+    most: int = 2000,  # of them
+) -> dict:           # class_correlation (K, K); empty without a test set
+    "How strongly the classes correlated before anything was learnt, for the figures."
+    if task.test is None: return {}
+    device, rows = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.arange(len(task.test)) if len(task.test) <= most else torch.linspace(0, len(task.test) - 1, most).long()
+    return {"class_correlation": class_correlation_matrix(encode(model.to(device), task.test.images[rows], device=device)[0], task.test.labels[rows], len(task.train.classes))}
+
+def in_time(
+    config: TrainConfig,  # with a budget of time
+    task: Task,           # on pixels
+    gone: float,          # seconds of the wait so far
+    run_dir: Path,        # of a run that may have begun
+    leader: bool,         # whether this process tells
+) -> tuple[TrainConfig, float, int]:  # with the batch and the stages that fit, the seconds of the training alone, and how many images measuring may read
+    "Divide a budget of time; a run that goes on keeps what it began with."
+    (seconds, _), compared, alone = parse_budget(config.budget), config.baselines and task.test is not None, config.devices * config.nodes == 1
+    began, device, some = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu"), task.train.images[:64]
+    model = build(config, max(2, len(task.train.classes)), some.shape[-1], 1).to(device)
+    for few in (16, len(some)):                                       # the first pass warms up
+        start = time.perf_counter()
+        with torch.inference_mode(): encode(model, some[:few], device=device)
+        forward = (time.perf_counter() - start) / len(some[:few])
+    views = model.prepare(some[:16].to(device))
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled="mixed" in precision(config)): h = model.encoder.train()(views)
+        if h.requires_grad: h.float().square().sum().backward()
+        back = (time.perf_counter() - start) / len(views)
+    read, M = min(READ, int(.05 * seconds / forward)), len(task.test or ())
+    each = (M + len(task.split.labelled) + min(read, len(task.train))) * bool(M)         # images that measuring one model looks at
+    def divided(compared):
+        others = config.calibration_folds + compared * (1 + config.labelled_batch_size / (config.labelled_batch_size + config.batch_size))
+        looks = (1 + 2 * compared) * each + min(2000, M) + len(task.validation or ()) + len(task.unknown if task.unknown is not None else ())
+        return shares(seconds, gone + time.perf_counter() - began, forward, back, looks, config.batch_size, config.labelled_batch_size, others)
+    found = divided(compared)
+    if compared and found.training < .4 * seconds and not (run_dir / "last.ckpt").exists():
+        compared, found = False, divided(False)
+        if leader: print("Baselines are left out: with them too little of the budget would be for the training.")
+    if leader: print(found.said)
+    then = read_card(run_dir / "last.ckpt")["config"] if (run_dir / "last.ckpt").exists() else {}
+    if then: changed = {k: then[k] for k in ("batch_size", "labelled_batch_size", "self_train_from", "baselines")}
+    elif not alone: changed = {}                                      # several processes must agree
+    else: changed = dict(batch_size=found.batch_size, labelled_batch_size=found.labelled_batch_size, baselines=config.baselines and (compared or task.test is None)) | (dict(self_train_from=1.0) if found.steps < FEW else {})
+    return replace(config, **changed), found.training, read
 
 @torch.inference_mode()
 def answers(
