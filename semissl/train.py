@@ -342,6 +342,8 @@ def load_task(
     for told in duplicate_report(images, test): warnings.warn(told, stacklevel=2)
     split = label_split(images.labels, labels_asked(config), config.seed, config.validation_per_class, images.classes)
     validation = images.select(split.validation) if len(split.validation) else None
+    if len(single := [images.classes[k] for k, n in enumerate(torch.bincount(images.labels[split.labelled], minlength=len(images.classes)).tolist()) if n == 1]) and labels_asked(config) != 1:
+        print(f"One label only of {', '.join(single[:5])}{' and others' if len(single) > 5 else ''}: a second one there is worth most, for nothing of such a class can be left out to measure by")
     if hidden := int((images.labels >= 0).sum()) - len(split.labelled) - len(split.validation): print(f"{len(split.labelled) + len(split.validation):,} labels are used, {labels_asked(config)} a class; {hidden:,} others are hidden")
     return Task(hide_labels(images, split), test, validation, split, (images.labels < 0).nonzero()[:, 0])
 

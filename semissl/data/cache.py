@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/data/cache.html.md"""
 # %% ../../nbs/data/cache.ipynb #6cddd187
 from __future__ import annotations
 
-import contextlib, ctypes, gc, hashlib, importlib, json, os, signal, tempfile, warnings, zlib
+import contextlib, ctypes, gc, hashlib, importlib, json, os, re, signal, tempfile, warnings, zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import partial
@@ -26,9 +26,9 @@ from .files import Entry, Reader, plain_reason
 from .layout import Listing, MissingPart, list_source
 
 # %% auto #0
-__all__ = ['CACHE_FORMAT', 'decode_block', 'write_block', 'as_worker', 'worker_pool', 'run_blocks', 'first_side', 'decode_rows',
-           'fingerprint', 'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off', 'one_at_a_time',
-           'drop_rows', 'write_cache', 'cached_files', 'written_whole']
+__all__ = ['CACHE_FORMAT', 'WORTH_A_WORD', 'decode_block', 'write_block', 'as_worker', 'worker_pool', 'run_blocks', 'first_side',
+           'decode_rows', 'fingerprint', 'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off',
+           'one_at_a_time', 'drop_rows', 'write_cache', 'places_of', 'cached_files', 'written_whole']
 
 # %% ../../nbs/data/cache.ipynb #2e040043
 def decode_block(entries: Sequence[Entry],  # the images of this block
@@ -284,6 +284,18 @@ def write_cache(folder: Path,  # from `cache_place`
     return about
 
 # %% ../../nbs/data/cache.ipynb #b2ecdd3c
+WORTH_A_WORD = 2**20   # bytes of decoded images from which their place is told
+
+
+def places_of(files: Sequence[Path],  # one folder, or archives
+              ) -> list[Path]:  # folders of decoded copies of this source, of any size and part
+    "What `cache_place` has made for a source."
+    home = cache_place(files, 0, "train", True).parent
+    told = (re.fullmatch(r".*-(train|test)-(native|\d+)-[0-9a-f]{8}", p.name) and p for p in (home.iterdir() if home.is_dir() else ()))
+    parts = ((p, *p.name.rsplit("-", 3)[1:3]) for p in told if p)
+    return sorted(p for p, part, size in parts if p == cache_place(files, 0 if size == "native" else int(size), part, True))
+
+
 def cached_files(files: Sequence[Path],  # one folder, or archives
                  size: int,  # wanted side S; 0 = as they are
                  part: str,  # "train" or "test"
@@ -305,6 +317,8 @@ def cached_files(files: Sequence[Path],  # one folder, or archives
         if not found:
             found = write_cache(folder, stamp, listing or list_source(files), part, size, workers, stamp if held else f"{stamp}-{os.getpid()}")
             found["pixels"] = np.load(folder / found["file"], mmap_mode="c")
+            if cache and found["pixels"].nbytes >= WORTH_A_WORD:
+                print(f"{found['pixels'].nbytes / 2**20:,.0f} MiB of decoded images are kept in {folder.parent} (SEMISSL_CACHE names another place, `semissl.data.clear_cache` removes them)")
         if not cache:
             found["pixels"] = np.array(found["pixels"])
         return found

@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/data/sources.html.md"""
 # %% ../../nbs/data/sources.ipynb #10f58853
 from __future__ import annotations
 
-import importlib, inspect, warnings
+import importlib, inspect, shutil, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,12 +25,12 @@ from .images import ImageSet, SizeNeeded, channels_first, from_arrays, load_digi
 from .decode import square_pixels
 from .files import plain_reason
 from .layout import MissingPart
-from .cache import cached_files
+from .cache import cache_place, cached_files, places_of
 from .table import apply_labels
 
 # %% auto #0
 __all__ = ['PICTURES', 'understood', 'left_aside', 'from_files', 'from_pictures', 'torchvision_dataset', 'from_torchvision',
-           'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes']
+           'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes', 'clear_cache']
 
 # %% ../../nbs/data/sources.ipynb #ac940b0f
 def understood(images: ImageSet,  # the training part
@@ -225,3 +225,16 @@ def rename_classes(images: ImageSet,  # any set
     given = [images.classes[y] if y >= 0 else "" for y in images.labels.tolist()]
     numbers, names = label_numbers(np.array(given, dtype=object), classes)
     return replace(images, labels=numbers, classes=names)
+
+# %% ../../nbs/data/sources.ipynb #f22795cf
+def clear_cache(source: str | Path,  # a folder, a .zip, or several .zip joined by commas
+                looks: bool = False,  # also what encoders saw of the images that lie in the same place
+                ) -> int:  # bytes that are free again
+    "Remove the decoded copies of a source; errors as `source_files`."
+    gone = places_of(files := source_files(source))
+    if looks:
+        gone.append(cache_place(files, 0, "train", True).parent / "looks")
+    freed = sum(f.stat().st_size for place in gone for f in place.rglob("*") if f.is_file())
+    for place in gone:
+        shutil.rmtree(place, ignore_errors=True)
+    return freed
