@@ -46,16 +46,17 @@ def images_for(
     look: int,       # S of the look; 0 = nothing looks, and images are brought to `size`
     size: int = 0,   # that somebody asked for; 0 = nobody did
     max_bad_share: float = 0.0,  # see `read_any`
+    fit: str = "crop",  # what of images that are not square, see `data.images.FITS`
 ) -> tuple[ImageSet, list[int], int]:  # see `read_any`
     "Images of any kind at a size that suits what looks; errors as `as_images`."
-    if not look: return read_any(images, size, max_bad_share)
+    if not look: return read_any(images, size, max_bad_share, fit)
     S = size or look
     if isinstance(images, (str, Path)) and images != "digits" and (Path(images).expanduser().is_dir() or str(images).lower().endswith(".zip")):
-        return read_any(images, size_to_load(str(images), S), max_bad_share)
+        return read_any(images, size_to_load(str(images), S), max_bad_share, fit)
     if not hasattr(images, "__len__"): images = items_of(images)        # a generator is read once
-    try: found, *rows = read_any(images, 0, max_bad_share)
-    except SizeNeeded: return read_any(images, S, max_bad_share)
-    return (found, *rows) if found.images.shape[-1] <= S else read_any(images, S, max_bad_share)
+    try: found, *rows = read_any(images, 0, max_bad_share, fit)
+    except SizeNeeded: return read_any(images, S, max_bad_share, fit)
+    return (found, *rows) if found.images.shape[-1] <= S else read_any(images, S, max_bad_share, fit)
 
 # %% ../nbs/13_classifier.ipynb #ad2c7bad
 def with_labels(
@@ -152,7 +153,7 @@ class Answers(ClassifierMixin, TransformerMixin):
     def shown(self, images: Any) -> ImageSet:
         "Images as the model takes them."
         size, share = self.model_.image_size, self.may_be_bad() if isinstance(images, (str, Path)) else 0.0   # of a list every row is an answer
-        return images_for(images, size if self.model_.answer is not None else 0, size, share)[0]
+        return images_for(images, size if self.model_.answer is not None else 0, size, share, self.model_.fit)[0]
 
     def outputs(self,
         images: Any,                # see `as_images`
@@ -286,7 +287,7 @@ class FewLabelClassifier(Answers, BaseEstimator):
         y: Any = None,  # see `label_rows`; a CSV or a dict path -> label; None = the labels that the source has
     ) -> FewLabelClassifier:
         "Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones, which `settings` may allow a share of (max_bad_share)."
-        images, kept, n = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, as_plain(self.image_size), self.may_be_bad())
+        images, kept, n = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, as_plain(self.image_size), self.may_be_bad(), (self.settings or {}).get("fit", "crop"))
         images, classes = with_labels(images, kept, n, y)
         for said in duplicate_report(images): warnings.warn(said, stacklevel=2)
         before = (self.model_, self.projector_) if self.warm_start and hasattr(self, "model_") else (None, None)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data.images import ImageSet, resize_images
+from .data.images import GREY, ImageSet, check_fit, resize_images
 from .data.files import Entry, list_folder, list_zip
 from .data.layout import unique_names
 from .data.cache import decode_block, one_at_a_time, worker_pool, written_whole
@@ -39,11 +39,11 @@ from .run.sight import Answer, Sighted, check_sight, sight_of
 from .run.values import plainly
 
 # %% auto #0
-__all__ = ['CARD', 'INPUT', 'EXPORTS', 'check_card', 'Predictor', 'read_checkpoint', 'fill', 'from_checkpoint', 'digest',
-           'from_safetensors', 'load_predictor', 'listed', 'Block', 'blocks', 'finished', 'table_stamp', 'write_part',
-           'read_part', 'write_csv', 'write_parquet', 'Predictions', 'known_table', 'predict_table', 'finish_table',
-           'Program', 'card_text', 'example', 'check_same', 'to_safetensors', 'to_onnx', 'to_program', 'library_model',
-           'to_state_dict', 'export', 'main']
+__all__ = ['CARD', 'INPUT', 'SQUARES', 'EXPORTS', 'check_card', 'Predictor', 'read_checkpoint', 'fill', 'from_checkpoint',
+           'digest', 'from_safetensors', 'load_predictor', 'listed', 'Block', 'blocks', 'finished', 'table_stamp',
+           'write_part', 'read_part', 'write_csv', 'write_parquet', 'Predictions', 'known_table', 'predict_table',
+           'finish_table', 'Program', 'card_text', 'example', 'check_same', 'to_safetensors', 'to_onnx', 'to_program',
+           'library_model', 'to_state_dict', 'export', 'main']
 
 # %% ../nbs/09_predict.ipynb #60299995
 CARD = dict(encoder=str, large=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)   # and `sight` where a frozen encoder looks
@@ -64,7 +64,7 @@ def check_card(
     if not all(isinstance(c, str) for c in names) or len(set(names)) < len(names) or len(names) == 1:
         raise ValueError(f"expected different names of at least two classes in the card, got {names!r:.80}")
     if not 1 <= card["image_size"] <= 4096: raise ValueError(f"expected an image_size from 1 to 4096 in the card, got {card['image_size']}")
-    return {name: card[name] for name in CARD} | ({} if card.get("sight") is None else dict(sight=check_sight(card["sight"])))
+    return {name: card[name] for name in CARD} | dict(fit=check_fit(card.get("fit", "crop"))) | ({} if card.get("sight") is None else dict(sight=check_sight(card["sight"])))
 
 # %% ../nbs/09_predict.ipynb #a084439a
 class Predictor(nn.Module):
@@ -85,6 +85,8 @@ class Predictor(nn.Module):
     def classes(self) -> tuple[str, ...]: return tuple(self.card["classes"])
     @property
     def image_size(self) -> int: return self.card["image_size"]
+    @property
+    def fit(self) -> str: return self.card["fit"]   # see `data.images.FITS`
 
     def told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]: return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
 
@@ -150,7 +152,7 @@ def from_checkpoint(
     seen, chosen = about.get("sight"), chosen_encoder(config)
     none = policies(config, chosen)["none"]
     card = dict(encoder=seen["encoder"] if seen else chosen.encoder, large=chosen.large, image_size=check_sight(seen)["size"] if seen else about.get("image_size"), classes=about.get("classes"),
-                mean=[float(v) for v in none.mean], std=[float(v) for v in none.std], temperature=about.get("temperature", 1.0)) | (dict(sight=seen) if seen else {})
+                mean=[float(v) for v in none.mean], std=[float(v) for v in none.std], temperature=about.get("temperature", 1.0), fit=config.fit) | (dict(sight=seen) if seen else {})
     part = {"0": "encoder", "1": "head"}                              # the average is Sequential(encoder, head)
     found = {k.removeprefix("ema.model."): v for k, v in state.items() if str(k).startswith("ema.model.")}
     weights = {f"{part.get(k[0], k[0])}{k[1:]}": v for k, v in found.items()}
@@ -227,29 +229,31 @@ def blocks(
     first: int = 0,   # block to begin with
     rows: int = 512,  # images in a block
     workers: int = 0, # reading processes; 0 = one per core, 1 = in this one
+    fit: str = "crop",  # what of pictures that are not square, see `data.images.FITS`
 ) -> Iterator[Block]: # in order
     "Read block after block, a few ahead, in bounded memory."
     parts = (images.select(range(s, min(s + rows, len(images)))) if isinstance(images, ImageSet) else images[s:s + rows] for s in range(first * rows, len(images), rows))
     if isinstance(images, ImageSet):
-        yield from (Block(list(part.paths), resize_images(part.images, size), {}) for part in parts)
+        yield from (Block(list(part.paths), resize_images(part.images, size, fit), {}) for part in parts)
         return
     with contextlib.ExitStack() as stack:
         alone = workers == 1 or len(images) <= rows
         if not alone: importlib.import_module("torchvision.io")                                # once here rather than once in every child
         pool, ahead = None if alone else stack.enter_context(worker_pool(workers)), deque()
         for part in parts:
-            ahead.append((part, pool.submit(decode_block, part, size, size) if pool else None))
-            if alone or len(ahead) > 2 * (workers or os.cpu_count()): yield finished(*ahead.popleft(), size)
-        while ahead: yield finished(*ahead.popleft(), size)
+            ahead.append((part, pool.submit(decode_block, part, size, size, fit) if pool else None))
+            if alone or len(ahead) > 2 * (workers or os.cpu_count()): yield finished(*ahead.popleft(), size, fit)
+        while ahead: yield finished(*ahead.popleft(), size, fit)
 
 # %% ../nbs/09_predict.ipynb #1e2192d9
 def finished(
     part: list[Entry],  # the images of the block
     job: Any,           # a future of `decode_block`; None = do it here
     size: int,          # S
+    fit: str = "crop",  # see `blocks`
 ) -> Block:
     "A block as soon as it is read."
-    pixels, bad, *_ = job.result() if job else decode_block(part, size, size)
+    pixels, bad, *_ = job.result() if job else decode_block(part, size, size, fit)
     return Block([e.name for e in part], torch.from_numpy(np.ascontiguousarray(pixels)), bad)
 
 # %% ../nbs/09_predict.ipynb #9fd21d99
@@ -367,7 +371,7 @@ def predict_table(
         parts = [folder / f"{i:06}.npz" for i in range(count)]
         first = next((i for i, part in enumerate(parts) if not part.exists()), count)
         with tqdm(total=len(images), initial=min(first * rows, len(images)), desc="predicting", unit=" images", delay=2) as bar:
-            for part, block in zip(parts[first:], blocks(images, model.image_size, first, rows, workers)):
+            for part, block in zip(parts[first:], blocks(images, model.image_size, first, rows, workers, model.fit)):
                 write_part(part, block, model, embedding, looks)
                 bar.update(len(block.names))
         found = finish_table(out, parts, model, stamp, parquet)
@@ -402,14 +406,15 @@ class Program(nn.Module):
         h, logits = self.model(images)
         return logits.softmax(1), h
 
-INPUT = "uint8, (N, 3, S, S), RGB: the centre square of the upright image, resized to S by antialiased bilinear resampling, transparency on white"
+INPUT = "uint8, (N, 3, S, S), RGB: {square} of the upright image, resized to S by antialiased bilinear resampling, transparency on white"
+SQUARES = dict(crop="the centre square", whole=f"all, with bars of {GREY} at two sides,")
 
 # %% ../nbs/09_predict.ipynb #ac48845d
 def card_text(
     model: Predictor,  # any
 ) -> str:              # JSON
     "The card with what the input must be."
-    return json.dumps({**model.card, "input": INPUT})
+    return json.dumps({**model.card, "input": INPUT.format(square=SQUARES[model.fit])})
 
 # %% ../nbs/09_predict.ipynb #63dc098e
 def example(
@@ -440,7 +445,7 @@ def to_safetensors(
 ) -> None:
     "Weights and card, see `from_safetensors`."
     tensors = model.state_dict() | {f"training.{k}": v for k, v in (training or {}).items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"semissl": json.dumps(model.card), "sha256": digest(model), "input": INPUT, **about})
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"semissl": json.dumps(model.card), "sha256": digest(model), "input": INPUT.format(square=SQUARES[model.fit]), **about})
 
 # %% ../nbs/09_predict.ipynb #42182906
 def to_onnx(

@@ -16,7 +16,7 @@ __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UN
            'steps_of', 'Result', 'write_json', 'open_run_dir', 'check_data', 'read_card', 'keep_in_card', 'claim',
            'extend', 'measure', 'each_reader', 'plain_ways', 'tuned_way', 'measure_plain', 'train_again', 'baseline',
            'folds', 'calibrate', 'calibrate_features', 'picture_arrays', 'write_predictions', 'versions', 'commit',
-           'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'untrained', 'in_time', 'answers',
+           'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'before_training', 'in_time', 'answers',
            'looked_at', 'seen_by', 'write_result', 'reasons', 'parse', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
@@ -57,7 +57,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import semissl
 from .augment import Policy, augment, normalise, policy, two_views
-from .data.images import ImageSet, hash_order
+from .data.images import FITS, ImageSet, hash_order
 from .data.decode import decode_image
 from .data.files import Reader
 from .data.layout import MissingPart, list_source
@@ -102,6 +102,7 @@ class TrainConfig:
     labels_per_class: int = -1          # the label budget; 0 for every label there is; -1 for every label of images of your own, and 4 a class of a data set that others have labelled throughout
     validation_per_class: int = 0       # of that budget, labels kept out of training, to choose settings by; the test set is never used for that
     image_size: int = 0                 # side in pixels; 0 for their own when they are all alike, and where a pretrained encoder looks for that of its weights; below 32 it learns on pixels
+    fit: str = "crop"                   # of photos that are not square: "crop" takes the square in the middle, "whole" all of it, with grey bars
     augmentation: str = "auto"          # "digits" or "photos"; "auto" takes "digits" for the embedded digits, else "photos"
     encoder: str = "auto"               # "auto" takes the best pretrained one at hand for photos and "small" for digits; "small" trains on a CPU; "resnet18", "wrn_28_2", any timm name
     weights: str = "auto"               # "auto" takes published weights where the encoder has some, "none" begins from nothing; or a .safetensors, .pth or .pt file, or the run_dir of a finished run
@@ -150,7 +151,7 @@ class TrainConfig:
         for f in fields(self): object.__setattr__(self, f.name, as_type(f.name, f.type, getattr(self, f.name)))
         for name, low, high in RANGES:
             if not low <= getattr(self, name) <= high: raise ValueError(f"expected {name} from {low} to {high}, got {getattr(self, name)}")
-        for name, known in dict(objective=OBJECTIVES, correlation_form=tuple(FORMS), precision=PRECISIONS, augmentation=("auto", "digits", "photos"), learn_on=("auto", "features", "pixels"), cutmix=SWITCH, compile=SWITCH).items():
+        for name, known in dict(objective=OBJECTIVES, correlation_form=tuple(FORMS), precision=PRECISIONS, augmentation=("auto", "digits", "photos"), learn_on=("auto", "features", "pixels"), cutmix=SWITCH, compile=SWITCH, fit=FITS).items():
             if getattr(self, name) not in known: raise ValueError(f"expected {name} to be one of {list(known)}, got {getattr(self, name)!r}")
         parse_budget(self.budget)
         if self.views != "auto": check_views(self.views)
@@ -331,7 +332,7 @@ def load_task(
     config: TrainConfig,  # data, labels, split and image size are read from it
 ) -> Task:                # labels hidden
     "Load the images and hide all labels but the split's; warns of pictures that are there twice; ValueError as `load_images`, `label_split` and for a test set that does not fit."
-    common = dict(size=config.image_size if learns_on(config) == "pixels" else size_to_load(config.data, config.image_size or chosen_encoder(config).size), max_bad_share=config.max_bad_share)
+    common = dict(size=config.image_size if learns_on(config) == "pixels" else size_to_load(config.data, config.image_size or chosen_encoder(config).size), max_bad_share=config.max_bad_share, fit=config.fit)
     table = dict(labels=config.labels or None)
     images = load_images(config.data, **common, **table)
     test = load_images(config.test_data, **common) if config.test_data else own_test_part(config.data, common | table)
@@ -1498,7 +1499,7 @@ def run(
     temperature = card["temperature"] = calibrate(model, config, task, card, run_dir)
     learnt = time.perf_counter() - began - gone - looked
     metrics, after = measure(model, task, temperature=temperature, crossed=card.pop("cross_validated_accuracy", None), read=read)   # all training first: a GPU in use forbids a notebook to start processes
-    before = untrained(build(config, *sizes, sight=sight), task)                          # the same seed: the weights that training began with
+    before = before_training(build(config, *sizes, sight=sight), task)                          # the same seed: the weights that training began with
     compared = {name: measure(other, task, head=name == "labels_only", read=read)[0] | cost for name, (other, cost) in others.items()}
     if sight and config.baselines and task.test is not None:
         budget = parse_budget(config.budget)[0]
@@ -1525,7 +1526,7 @@ def run(
     return Result.read(run_dir)
 
 @torch.inference_mode()
-def untrained(
+def before_training(
     model: SemiSSL,  # as it was before training
     task: Task,      # its test images
     most: int = 2000,  # of them

@@ -98,3 +98,28 @@ def test_a_bomb_and_a_liar(tmp_path):
     assert images.paths == ("a/good.png", "b/good.png")
     assert [s.split(":")[0] for s in images.skipped] == ["a/bomb.png", "a/huge.png"]
     assert "2 of 4 images did not decode" in str(said[-1].message)
+
+
+@pytest.mark.parametrize("fit", ["crop", "whole"])
+def test_a_picture_is_made_square_in_one_way_wherever_it_comes_from(tmp_path, fit):
+    "A file, an archive, an opened picture, an array, and what a saved model is shown: the same pixels."
+    import zipfile
+    from PIL import Image
+    from semissl import FewLabelClassifier
+    from semissl.data import as_images, load_images
+    from semissl.predict import blocks, listed
+    rng = np.random.default_rng(0)
+    rows = [np.kron(rng.integers(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(12)]    # 48 high, 64 wide
+    (tmp_path/"photos").mkdir()
+    for i, row in enumerate(rows): Image.fromarray(row).save(tmp_path/"photos"/f"{i:02}.png")
+    with zipfile.ZipFile(tmp_path/"photos.zip", "w") as archive:
+        for file in sorted((tmp_path/"photos").iterdir()): archive.write(file, file.name)
+    wanted = as_images(rows, 24, fit).images
+    found = dict(folder=load_images(tmp_path/"photos", 24, fit=fit), zip=load_images(tmp_path/"photos.zip", 24, fit=fit), opened=as_images([Image.fromarray(r) for r in rows], 24, fit), array=as_images(np.stack(rows), 24, fit), again=load_images(tmp_path/"photos", 24, fit=fit))
+    for name, images in found.items(): assert (images.images.int() - wanted.int()).abs().max() <= 2, name
+    assert (load_images(tmp_path/"photos", 24, fit="crop" if fit == "whole" else "whole").images.int() - wanted.int()).abs().float().mean() > 10     # its cache is another
+    model = FewLabelClassifier(image_size=24, epochs=1, settings=dict(fit=fit)).fit(tmp_path/"photos", [0, 1] * 6)
+    again = FewLabelClassifier.load(model.save(tmp_path/"model.safetensors"))
+    assert again.model_.fit == fit and np.allclose(again.predict_proba(tmp_path/"photos"), model.predict_proba(rows), atol=.02)
+    block, = blocks(listed(tmp_path/"photos"), 24, fit=again.model_.fit)
+    assert (block.images.int() - wanted.int()).abs().max() <= 2

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .images import SizeNeeded
+from .images import FITS, SizeNeeded
 from .decode import Dark, decode_image
 from .png import scanlines, unfilter
 from .files import Entry, Reader, plain_reason
@@ -34,6 +34,7 @@ __all__ = ['CACHE_FORMAT', 'WORTH_A_WORD', 'decode_block', 'write_block', 'as_wo
 def decode_block(entries: Sequence[Entry],  # the images of this block
                  size: int,  # wanted side S; 0 = as they are
                  side: int,  # the side that every row must have
+                 fit: str = "crop",  # see `FITS`
                  ) -> tuple[np.ndarray, dict[int, str], bool, int]:  # (n, 3, side, side) uint8; position -> reason for bad ones; True = the disk refused; how many are `Dark`
     "Decode a run of images; a bad one leaves a black row and a reason. ValueError when sizes differ and size is 0."
     rows, bad, refused, plain = np.zeros((len(entries), 3, side, side), np.uint8), {}, False, {}
@@ -46,7 +47,7 @@ def decode_block(entries: Sequence[Entry],  # the images of this block
                 if (lines := scanlines(data, side)) is not None:
                     plain.setdefault(lines.shape, {})[i] = lines
                     continue
-                pixels = decode_image(data, size)
+                pixels = decode_image(data, size, fit)
             except Exception as error:  # a hostile file may raise anything; the reason is kept and reported
                 bad[i], refused = " ".join(f"{error or type(error).__name__}".split()), refused or getattr(error, "errno", None) is not None
                 continue
@@ -64,9 +65,10 @@ def write_block(start: int,  # first row of the block
                 header: int,  # bytes before its first row
                 size: int,  # wanted side S; 0 = as they are
                 side: int,  # the side that every row must have
+                fit: str = "crop",  # see `FITS`
                 ) -> dict:  # one line of the log: start, bad, refused, dark
     "Decode a block and write its rows at their place in the file."
-    rows, bad, refused, dark = decode_block(entries, size, side)
+    rows, bad, refused, dark = decode_block(entries, size, side, fit)
     with open(file, "r+b") as out:  # buffered: an unbuffered write may take a part of the rows without an error
         out.seek(header + start * 3 * side * side)
         out.write(rows.data)
@@ -133,6 +135,7 @@ def decode_rows(entries: Sequence[Entry],  # what to decode, in order
                 file: Path,  # the .npy to write
                 log: Path,  # one JSON line for each finished block
                 workers: int,  # 0 = one per core
+                fit: str = "crop",  # see `FITS`
                 ) -> tuple[dict[str, str], bool, int]:  # name -> reason for bad ones; True = the disk refused one; how many are `Dark`
     "Decode everything into one .npy, going on where a killed start left off."
     side, step = first_side(entries, size), max(8, min(256, len(entries) // 64))
@@ -144,7 +147,7 @@ def decode_rows(entries: Sequence[Entry],  # what to decode, in order
     done = {line["start"] for line in lines}
     blocks = [(s, list(entries[s:s + step])) for s in range(0, len(entries), step) if s not in done]
     todo = sum(len(block) for _, block in blocks)
-    work = partial(write_block, file=str(file), header=header, size=size, side=side)
+    work = partial(write_block, file=str(file), header=header, size=size, side=side, fit=fit)
     with open(log, "a") as out, tqdm(total=len(entries), initial=len(entries) - todo, desc="decoding", unit=" images", delay=2) as bar:
         for line in run_blocks(work, blocks, workers):
             lines.append(line)
@@ -179,12 +182,13 @@ def cache_place(files: Sequence[Path],  # one folder, or archives
                 size: int,  # wanted side S
                 part: str,  # "train" or "test"
                 cache: bool | str | Path,  # True = beside the source; a path = there
+                fit: str = "crop",  # see `FITS`
                 ) -> Path:  # the folder of this one cache
     "Where the decoded images of this source are kept."
     files = [f.resolve() for f in files]
     beside = files[0].parent / ".semissl-cache"
     home = Path(os.environ.get("SEMISSL_CACHE") or (beside if writable(beside) else Path.home() / ".cache" / "semissl"))
-    key = hashlib.sha256(json.dumps([[os.fsencode(f).hex() for f in files], size, part]).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps([[os.fsencode(f).hex() for f in files], size, part, *([] if fit == "crop" else [fit])]).encode()).hexdigest()[:8]
     return (home if cache is True else Path(cache)) / f"{files[0].stem}-{part}-{size or 'native'}-{key}"
 
 # %% ../../nbs/data/cache.ipynb #ce496b91
@@ -262,13 +266,14 @@ def write_cache(folder: Path,  # from `cache_place`
                 size: int,  # wanted side S; 0 = as they are
                 workers: int,  # 0 = one per core
                 tag: str,  # distinguishes unfinished files
+                fit: str = "crop",  # see `FITS`
                 ) -> dict:  # what cache.json says
     "Decode one part of a source into its cache; the last step makes it valid. ValueError when the part is empty."
     taken = [i for i, (where, _) in enumerate(listing.places) if where == part]
     if not taken:
         raise MissingPart(f"expected a {part} part (images under {part}/), got {len(listing.places)} images and none of them there")
     rows, log = folder / f"unfinished-{tag}.npy", folder / f"unfinished-{tag}.log"
-    bad, refused, dark = decode_rows([listing.entries[i] for i in taken], size, rows, log, workers)
+    bad, refused, dark = decode_rows([listing.entries[i] for i in taken], size, rows, log, workers, fit)
     good = [k for k, i in enumerate(taken) if listing.entries[i].name not in bad]
     if bad:
         drop_rows(rows, np.array(good, dtype=np.int64))
@@ -293,7 +298,7 @@ def places_of(files: Sequence[Path],  # one folder, or archives
     home = cache_place(files, 0, "train", True).parent
     told = (re.fullmatch(r".*-(train|test)-(native|\d+)-[0-9a-f]{8}", p.name) and p for p in (home.iterdir() if home.is_dir() else ()))
     parts = ((p, *p.name.rsplit("-", 3)[1:3]) for p in told if p)
-    return sorted(p for p, part, size in parts if p == cache_place(files, 0 if size == "native" else int(size), part, True))
+    return sorted(p for p, part, size in parts if p in [cache_place(files, 0 if size == "native" else int(size), part, True, fit) for fit in FITS])
 
 
 def cached_files(files: Sequence[Path],  # one folder, or archives
@@ -301,13 +306,14 @@ def cached_files(files: Sequence[Path],  # one folder, or archives
                  part: str,  # "train" or "test"
                  cache: bool | str | Path,  # False = keep nothing on disk
                  workers: int,  # 0 = one per core
+                 fit: str = "crop",  # see `FITS`
                  ) -> dict:  # what `read_cache` gives
     "The decoded rows of a source: from its cache when that fits, else decoded now."
     listing = None if files[0].is_file() else list_source(files)
     stamp = fingerprint(files, size, part, listing)
     with contextlib.ExitStack() as stack:
         stack.enter_context(collector_off())
-        folder = cache_place(files, size, part, cache) if cache else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = cache_place(files, size, part, cache, fit) if cache else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if cache and (found := read_cache(folder, stamp)):
             return found
         held = stack.enter_context(one_at_a_time(folder))
@@ -315,7 +321,7 @@ def cached_files(files: Sequence[Path],  # one folder, or archives
             warnings.simplefilter("ignore")  # damage was reported above
             found = read_cache(folder, stamp)
         if not found:
-            found = write_cache(folder, stamp, listing or list_source(files), part, size, workers, stamp if held else f"{stamp}-{os.getpid()}")
+            found = write_cache(folder, stamp, listing or list_source(files), part, size, workers, stamp if held else f"{stamp}-{os.getpid()}", fit)
             found["pixels"] = np.load(folder / found["file"], mmap_mode="c")
             if cache and found["pixels"].nbytes >= WORTH_A_WORD:
                 print(f"{found['pixels'].nbytes / 2**20:,.0f} MiB of decoded images are kept in {folder.parent} (SEMISSL_CACHE names another place, `semissl.data.clear_cache` removes them)")

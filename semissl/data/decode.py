@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from .images import centre_square, to_uint8
+from .images import GREY, centre_square, check_fit, to_uint8
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MAX_FILE_BYTES', 'SIGNS', 'Dark', 'deep_to_uint8', 'to_rgb', 'square_pixels', 'opened',
@@ -56,8 +56,9 @@ def to_rgb(image: Image.Image  # any Pillow mode
 # %% ../../nbs/data/decode.ipynb #bc4b7192
 def square_pixels(image: Image.Image,  # an opened picture
                   size: int,  # wanted side S; 0 = as it is
+                  fit: str = "crop",  # what of a picture that is not square, see `FITS`
                   ) -> np.ndarray:  # (H, W, 3) uint8, with H = W = S when size > 0
-    "Load, turn upright, make RGB, cut the centre square and resample it."
+    "Load, turn upright, make RGB, make it square and resample it."
     if size:
         image.draft("RGB", (2 * size, 2 * size))  # a JPEG decodes straight to a smaller size; others ignore this
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
@@ -67,7 +68,8 @@ def square_pixels(image: Image.Image,  # an opened picture
         ImageOps.exif_transpose(image, in_place=True)
     image = to_rgb(image)
     if size and image.size != (size, size):
-        image = image.crop(centre_square(*image.size)).resize((size, size), Image.Resampling.BILINEAR)  # not resize(box=...), whose border looks beyond the square
+        square = image.crop(centre_square(*image.size)) if check_fit(fit) == "crop" else ImageOps.pad(image, (max(image.size),) * 2, color=GREY)
+        image = square.resize((size, size), Image.Resampling.BILINEAR)  # not resize(box=...), whose border looks beyond the square
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 # %% ../../nbs/data/decode.ipynb #6c114094
@@ -86,10 +88,11 @@ def opened(data: bytes  # the bytes of one image file
 
 def decode_image(data: bytes,  # the bytes of one image file
                  size: int = 0,  # wanted side S; 0 = as it is
+                 fit: str = "crop",  # see `FITS`
                  ) -> np.ndarray:  # (H, W, 3) uint8
     "One file to RGB pixels; raises when it is not an image, truncated or too large to be true."
     with opened(data) as image:
-        return square_pixels(image, size)
+        return square_pixels(image, size, fit)
 
 
 SIGNS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from .labels import label_numbers, label_values
 
 # %% auto #0
-__all__ = ['ImageSet', 'check_images', 'as_array', 'to_uint8', 'channels_first', 'centre_square', 'SizeNeeded', 'resize_images',
-           'from_arrays', 'hash_order', 'load_digits_part']
+__all__ = ['FITS', 'GREY', 'ImageSet', 'check_images', 'as_array', 'to_uint8', 'channels_first', 'centre_square', 'SizeNeeded',
+           'check_fit', 'with_bars', 'resize_images', 'from_arrays', 'hash_order', 'load_digits_part']
 
 # %% ../../nbs/data/images.ipynb #0c4b437c
 @dataclass(frozen=True, eq=False)
@@ -135,17 +135,41 @@ class SizeNeeded(ValueError):
     "Images that differ, or are not square, where nobody said which size they should have."
 
 
+FITS = ("crop", "whole")   # of a picture that is not square: the square in its middle, or all of it with bars of GREY beside it
+GREY = (124, 116, 104)     # ImageNet's mean colour: nothing to an encoder of its weights
+
+
+def check_fit(fit: str  # to be checked
+              ) -> str:  # the same
+    "ValueError for another word."
+    if fit not in FITS:
+        raise ValueError(f"expected fit of {' or '.join(map(repr, FITS))}, got {fit!r}")
+    return fit
+
+
+def with_bars(images: Tensor  # (N, 3, H, W) uint8
+              ) -> Tensor:  # (N, 3, max(H, W), max(H, W)) uint8
+    "Grey bars at two sides make a square."
+    height, width = images.shape[2:]
+    side = max(height, width)
+    square = torch.tensor(GREY, dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(images), 1, side, side)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, :, top:top + height, left:left + width] = images
+    return square
+
+
 def resize_images(images: Tensor,  # (N, 3, H, W) uint8
                   size: int,  # wanted side S in pixels; 0 = as it is
+                  fit: str = "crop",  # what of an image that is not square, see `FITS`
                   ) -> Tensor:  # (N, 3, S, S) uint8
-    "Centre square, then antialiased bilinear resampling. ValueError for a size of 0 and images that are not square."
+    "A square, then antialiased bilinear resampling. ValueError for a size of 0 and images that are not square."
     height, width = images.shape[2:]
     if size < 0 or (not size and height != width):
         raise SizeNeeded(f"expected square images or a size above 0, got {width}x{height} (width x height) and size={size}")
     if size in (0, height) and height == width:
         return images
-    left, top, right, bottom = centre_square(width, height)
-    chunks = images[:, :, top:bottom, left:right].split(1024)
+    left, top, right, bottom = centre_square(width, height) if check_fit(fit) == "crop" else (0, 0, width, height)
+    chunks = (c if fit == "crop" else with_bars(c) for c in images[:, :, top:bottom, left:right].split(1024))
     return torch.cat([F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte() for c in chunks])
 
 # %% ../../nbs/data/images.ipynb #6843fe09
@@ -154,6 +178,7 @@ def from_arrays(images: Any,  # array or tensor in any layout of `channels_first
                 classes: Sequence[str] | None = None,  # class names in order; None = taken from the labels
                 size: int = 0,  # side S in pixels; 0 = as they are
                 source: str = "arrays",  # what to call this set
+                fit: str = "crop",  # see `FITS`
                 ) -> ImageSet:  # the same pixels, checked
     "An `ImageSet` from arrays. ValueError for other layouts, other types and labels that do not fit."
     pixels = torch.from_numpy(channels_first(to_uint8(as_array(images))))
@@ -161,7 +186,7 @@ def from_arrays(images: Any,  # array or tensor in any layout of `channels_first
     if named := any(isinstance(v, str) for v in values) or any(v is not None and (isinstance(v, bool) or v != int(v)) for v in values):
         values = ["" if v is None else str(v) for v in values]
     numbers, names = label_numbers(np.array(values, dtype=object) if named else np.array([-1 if v is None else int(v) for v in values], dtype=np.int64), classes)
-    return ImageSet(resize_images(pixels, size), numbers, names, tuple(map(str, range(len(pixels)))), source)
+    return ImageSet(resize_images(pixels, size, fit), numbers, names, tuple(map(str, range(len(pixels)))), source)
 
 # %% ../../nbs/data/images.ipynb #3ef6f80f
 def hash_order(index: Iterable[int],  # what to order

@@ -30,25 +30,26 @@ __all__ = ['one_picture', 'flat_side', 'batch_of', 'items_of', 'split_pairs', 'f
 # %% ../../nbs/data/pictures.ipynb #c4e40001
 def one_picture(image: Any,  # a path, the bytes of a file, a Pillow picture, an array or a tensor (H, W), (H, W, 1|3|4) or (1|3|4, H, W)
                 size: int,  # S; 0 = as it is
+                fit: str = "crop",  # see `FITS`
                 ) -> Tensor:  # (3, H, W) uint8, with H = W = S when size > 0
     "One image of any kind; ValueError naming a file that cannot be read."
     if isinstance(image, (str, Path, bytes)):
         try:
             if isinstance(image, bytes):
-                pixels = decode_image(image, size)
+                pixels = decode_image(image, size, fit)
             else:
                 path = Path(image).expanduser()
                 with Reader() as reader:
-                    pixels = decode_image(reader.read(Entry(str(image), str(path), path.stat().st_size, 0)), size)
+                    pixels = decode_image(reader.read(Entry(str(image), str(path), path.stat().st_size, 0)), size, fit)
         except Exception as err:  # a hostile file may raise anything
             raise ValueError(f"{'bytes' if isinstance(image, bytes) else image}: {plain_reason(str(err))}") from err
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(square_pixels(image.copy(), size))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(square_pixels(image.copy(), size, fit))).permute(2, 0, 1)
     if hasattr(image, "read"):
-        return one_picture(image.read(), size)
+        return one_picture(image.read(), size, fit)
     pixels = torch.from_numpy(channels_first(to_uint8(as_array(image))[None]))
-    return (resize_images(pixels, size) if size else pixels)[0]
+    return (resize_images(pixels, size, fit) if size else pixels)[0]
 
 # %% ../../nbs/data/pictures.ipynb #924eed23
 def flat_side(columns: int  # F, of a table
@@ -112,6 +113,7 @@ def split_pairs(items: list  # images, pairs (image, label) or rows {"image": ..
 def from_items(images: Any,  # see `items_of`
                size: int,  # S; 0 = as they are, when all are alike
                max_bad_share: float = 0.0,  # share of them that may be unreadable
+               fit: str = "crop",  # see `FITS`
                ) -> tuple[ImageSet, list[int]]:  # the images, and which of the items they are
     "Images one by one; warns of unreadable ones that are left aside, ValueError for too many of them, for none, and for shapes that differ without a size."
     values, y = split_pairs(items_of(images))
@@ -120,7 +122,7 @@ def from_items(images: Any,  # see `items_of`
     pictures, bad = {}, {}
     for i, value in enumerate(values):
         try:
-            pictures[i] = one_picture(value, size)
+            pictures[i] = one_picture(value, size, fit)
         except ValueError as err:
             if len(bad) + 1 > max_bad_share * len(values):
                 way = "" if max_bad_share else ": mend it or leave it out of the list"
@@ -140,17 +142,18 @@ def from_items(images: Any,  # see `items_of`
         named = list(getattr(images, "classes", ()) or ())
         if named and all(isinstance(k, int) and k < len(named) for k in found.tolist()):
             classes = tuple(str(named[k]) for k in found.tolist())
-    return ImageSet(resize_images(torch.stack(list(pictures.values())), size), labels, classes, names, "images", tuple(bad.values())), kept
+    return ImageSet(resize_images(torch.stack(list(pictures.values())), size, fit), labels, classes, names, "images", tuple(bad.values())), kept
 
 # %% ../../nbs/data/pictures.ipynb #9905ff5e
 def read_any(images: Any,  # see `as_images`
              size: int = 0,  # S; 0 = as they are, when all are alike
              max_bad_share: float = 0.0,  # share of a list that may be unreadable; a folder's is its own
+             fit: str = "crop",  # see `FITS`
              ) -> tuple[ImageSet, list[int], int]:  # the images, which of the items they are, and how many items there were
     "Images of any kind; errors as `as_images`."
     if isinstance(images, ImageSet):
         same = size in (0, images.images.shape[-1])
-        found = images if same else ImageSet(resize_images(images.images, size), images.labels, images.classes, images.paths, images.source, images.skipped)
+        found = images if same else ImageSet(resize_images(images.images, size, fit), images.labels, images.classes, images.paths, images.source, images.skipped)
         return found, list(range(len(found))), len(found)
     if isinstance(images, (str, Path)):
         path = Path(images).expanduser()
@@ -159,7 +162,7 @@ def read_any(images: Any,  # see `as_images`
         elif not path.exists() and set(str(images)) & set("*?[") and (names := sorted(glob(str(path), recursive=True))):
             images = names
         else:
-            found = load_images(images, size, **(dict(max_bad_share=max_bad_share) if max_bad_share else {}))
+            found = load_images(images, size, fit=fit, **(dict(max_bad_share=max_bad_share) if max_bad_share else {}))
             return found, list(range(len(found))), len(found)
     if isinstance(images, (Image.Image, bytes)) or hasattr(images, "read") and not hasattr(images, "__len__"):
         images = [images]
@@ -167,19 +170,20 @@ def read_any(images: Any,  # see `as_images`
         images = images.iloc[:, 0] if images.ndim == 2 and images.shape[1] == 1 else images
         images = images.to_numpy()
     if isinstance(images, Tensor) or isinstance(images, np.ndarray) and images.dtype.kind not in "OUS":
-        found = from_arrays(batch_of(as_array(images)), size=size)
+        found = from_arrays(batch_of(as_array(images)), size=size, fit=fit)
         if not len(found):
             raise ValueError("expected at least 1 image, got none")
         return found, list(range(len(found))), len(found)
     if isinstance(images, np.ndarray) and images.ndim != 1:
         raise ValueError(f"expected one image in each row, got a table of {images.dtype} with shape {images.shape}: name its column")
     items = items_of(images)
-    found, kept = from_items(images if hasattr(images, "classes") else items, size, max_bad_share)
+    found, kept = from_items(images if hasattr(images, "classes") else items, size, max_bad_share, fit)
     return found, kept, len(items)
 
 
 def as_images(images: Any,  # a folder, a zip, one file, a pattern, "digits" or an ImageSet; a list of paths, pictures, arrays; one array, tensor or table; a data set
               size: int = 0,  # S; 0 = as they are, when all are alike
+              fit: str = "crop",  # see `FITS`
               ) -> ImageSet:  # unlabelled unless the source has labels
     "Images of any kind; ValueError for shapes that differ without a size, that can be read in two ways, and for a file that cannot be read."
-    return read_any(images, size)[0]
+    return read_any(images, size, fit=fit)[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .labels import label_numbers
-from .images import ImageSet, SizeNeeded, channels_first, from_arrays, load_digits_part, resize_images, to_uint8
+from .images import ImageSet, SizeNeeded, channels_first, check_fit, from_arrays, load_digits_part, resize_images, to_uint8
 from .decode import square_pixels
 from .files import plain_reason
 from .layout import MissingPart
@@ -65,9 +65,10 @@ def from_files(files: Sequence[Path],  # one folder, or one or several .zip arch
                max_bad_share: float,  # share of images that may fail to decode
                cache: bool | str | Path,  # see `load_images`
                workers: int,  # 0 = one per core
+               fit: str = "crop",  # see `FITS`
                ) -> ImageSet:
     "A folder or archives as an `ImageSet`, said in one line; bad files are named once, or refused above `max_bad_share`."
-    found = cached_files(files, size, part, cache, workers)
+    found = cached_files(files, size, part, cache, workers, fit)
     names, places, source = found["names"], found["places"], ", ".join(f.name for f in files)
     skipped = tuple(f"{name}: {plain_reason(reason)}" for name, reason in found["skipped"].items())
     if skipped:
@@ -92,12 +93,13 @@ def from_files(files: Sequence[Path],  # one folder, or one or several .zip arch
 def from_pictures(pictures: Iterable[Image.Image],  # opened pictures, one after the other
                   count: int,  # how many, for the progress bar
                   size: int,  # wanted side S; 0 = as they are
+                  fit: str = "crop",  # see `FITS`
                   ) -> Tensor:  # (N, 3, S, S) uint8
     "Pictures that another library has opened. ValueError when their sizes differ and size is 0."
-    rows = [square_pixels(p, size) for p in tqdm(pictures, total=count, desc="decoding", unit=" images", delay=2)]
+    rows = [square_pixels(p, size, fit) for p in tqdm(pictures, total=count, desc="decoding", unit=" images", delay=2)]
     if odd := [r.shape for r in rows if r.shape != rows[0].shape]:
         raise SizeNeeded(f"expected images of one size or a size to bring them to, got {rows[0].shape[:2]} and {odd[0][:2]}")
-    return resize_images(torch.from_numpy(channels_first(np.stack(rows))), size)
+    return resize_images(torch.from_numpy(channels_first(np.stack(rows))), size, fit)
 
 
 def torchvision_dataset(name: str,  # a class of torchvision.datasets
@@ -127,16 +129,17 @@ def from_torchvision(name: str,  # a class of torchvision.datasets
                      size: int,  # wanted side S; 0 = as they are
                      part: str,  # "train" or "test"
                      root: str | Path | None,  # where it keeps its files
+                     fit: str = "crop",  # see `FITS`
                      ) -> ImageSet:
     "A torchvision dataset as an `ImageSet`: from its `.data` array where it has one, else image by image."
     data = torchvision_dataset(name, part, root)
     pixels = getattr(data, "data", None)
     if isinstance(pixels, (np.ndarray, Tensor)):
         labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels).astype(np.int64)
-        pixels = resize_images(torch.from_numpy(channels_first(to_uint8(np.asarray(pixels)))), size)
+        pixels = resize_images(torch.from_numpy(channels_first(to_uint8(np.asarray(pixels)))), size, fit)
     else:
         labels = []
-        pixels = from_pictures((labels.append(int(y)) or x for x, y in (data[i] for i in range(len(data)))), len(data), size)
+        pixels = from_pictures((labels.append(int(y)) or x for x, y in (data[i] for i in range(len(data)))), len(data), size, fit)
     numbers, names = label_numbers(np.asarray(labels), getattr(data, "classes", None))
     return ImageSet(pixels, numbers, tuple(map(str, names)), tuple(map(str, range(len(pixels)))), f"torchvision:{name}")
 
@@ -155,6 +158,7 @@ def column_like(features: dict,  # column name -> type, as the datasets library 
 def from_hub(name: str,  # owner/name on the Hugging Face hub
              size: int,  # wanted side S; 0 = as they are
              part: str,  # its split: "train" or "test"
+             fit: str = "crop",  # see `FITS`
              ) -> ImageSet:
     "A Hugging Face image dataset as an `ImageSet`. ImportError when the `datasets` library is missing."
     try:
@@ -168,7 +172,7 @@ def from_hub(name: str,  # owner/name on the Hugging Face hub
     label = column_like(data.features, ("ClassLabel",), ("label", "labels", "fine_label"))
     labels = [-1 if y is None else y for y in data[label]]
     numbers, names = label_numbers(np.asarray(labels), getattr(data.features[label], "names", None))
-    pixels = from_pictures((row[image] for row in data), len(data), size)
+    pixels = from_pictures((row[image] for row in data), len(data), size, fit)
     return ImageSet(pixels, numbers, tuple(names), tuple(map(str, range(len(data)))), f"hf:{name}")
 
 # %% ../../nbs/data/sources.ipynb #5556ec8c
@@ -197,22 +201,24 @@ def load_images(source: str | Path | tuple,  # "digits", "torchvision:NAME", "hf
                 cache: bool | str | Path = True,  # decoded copy of files: True = beside them, a path = there, False = none
                 workers: int = 0,  # decoding processes; 0 = one per core
                 root: str | Path | None = None,  # torchvision's folder; None = ~/.cache/semissl
+                fit: str = "crop",  # of a picture that is not square "crop" takes the square in its middle, "whole" all of it, with grey bars
                 ) -> ImageSet:  # all images of that part, decoded
     "Images of any source. ValueError for an unknown source, a part it does not have, or sizes that differ when size is 0."
     if part not in ("train", "test"):
         raise ValueError(f"expected part 'train' or 'test', got {part!r}")
+    check_fit(fit)
     kind, _, name = str(source).partition(":") if isinstance(source, str) else ("", "", "")
     if source != "digits" and kind not in ("torchvision", "hf") and not isinstance(source, tuple):
-        return from_files(source_files(source), size, part, labels, classes, max_bad_share, cache, workers)
+        return from_files(source_files(source), size, part, labels, classes, max_bad_share, cache, workers, fit)
     if isinstance(source, tuple):
         if part == "test":
             raise MissingPart("expected a source with a test part, got arrays, which have one part only")
-        images = from_arrays(*source, size=size)
+        images = from_arrays(*source, size=size, fit=fit)
     elif kind == "digits":
         pixels, y, rows = load_digits_part(part)
         images = replace(from_arrays(pixels, y, size=size, source="digits"), paths=tuple(map(str, rows)))
     else:
-        images = from_torchvision(name, size, part, root) if kind == "torchvision" else from_hub(name, size, part)
+        images = from_torchvision(name, size, part, root, fit) if kind == "torchvision" else from_hub(name, size, part, fit)
     if labels:
         return apply_labels(images, labels, classes)
     return images if classes is None else rename_classes(images, classes)
