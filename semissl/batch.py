@@ -40,7 +40,7 @@ import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from traitlets.config import Config
 
-from .run.values import as_type
+from .run.values import as_type, without_nan
 
 # %% ../nbs/11_batch.ipynb #b0000006
 def parameters_of(
@@ -171,7 +171,7 @@ def write_json(
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
+            json.dump(without_nan(content), file, indent=1, allow_nan=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -211,9 +211,10 @@ def image_grid(
     title = title or (f"{count} of {len(images)} images carry a label: the framed ones" if count else f"{len(images)} images")
     lines = max((1 + t.count("\n") for t in titles if t), default=0)
     fig, ax, pitch = _tile_axes(max(1, -(-len(images) // columns)), columns, title, lines=lines)
+    texts = [_short(t, 14) for t in titles]
+    size = max(6.0, min(9.0, 90 * min(1.1, WIDTH / (columns * 1.08)) / max([len(line) for t in texts for line in t.split("\n")] or [1])))   # of letters, so that neighbours do not touch
     for i, image in enumerate(images):
-        text = _short(titles[i]) if len(titles) else ""
-        _tile(ax, image, i % columns * 1.08, i // columns * pitch, text, BLUE if len(framed) and framed[i] else None)
+        _tile(ax, image, i % columns * 1.08, i // columns * pitch, texts[i] if texts else "", BLUE if len(framed) and framed[i] else None, size=size)
     return fig
 
 # %% ../nbs/12_report.ipynb #5e318018
@@ -381,9 +382,11 @@ def confusion(
     labels: np.ndarray,      # (N,) true class numbers, -1 = unknown and left out
     predicted: np.ndarray,   # (N,) predicted class numbers
     classes: Sequence[str],  # (K,) class names
+    order: np.ndarray | None = None,  # (K,) which class stands where, as in the figure beside it; None = as they are
 ) -> Figure:                 # a (K, K) matrix: blue diagonal, red mistakes
     "Confusion matrix, rows are true classes; ValueError without a labelled image."
     K, counts = len(classes), _counts(labels, predicted, len(classes))
+    if order is not None: counts, classes = counts[np.ix_(order, order)], [classes[k] for k in order]
     share = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
     signed = np.where(np.eye(K, dtype=bool), -share, share)                # blue below 0, red above
     fig = _figure(6.1 if K > 3 else 3.6, f"Confusion of {counts.sum()} test images: {counts.diagonal().sum() / counts.sum():.1%} right, {_worst(counts, classes)}")
@@ -520,14 +523,22 @@ def representation_map(
         ax.scatter(*dots.T, s=20 if len(xy) < 1500 else 9, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=1)
         ax.scatter(*stars.T, s=210, facecolor="white", edgecolor=INK, linewidths=1.2, zorder=2)
         ax.scatter(*stars.T, s=95, color=colour, marker="*", edgecolor=INK, linewidths=0.5, zorder=3)
-    for k, name in enumerate(classes if named else ()):
-        if (labels == k).any():
-            core = _core(xy[labels == k][:1000])
-            ax.annotate(_short(name, 14), (np.median(core[:, 0]), core[:, 1].max()), (0, 8), textcoords="offset points", ha="center",
-                        fontsize=13, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=4, foreground="white")])
     ax.set(xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
     ax.spines[:].set_visible(False)
+    fig.draw_without_rendering()                                           # the scales are known now, and so is where a name fits
+    taken = []
+    for k, name in enumerate(classes if named else ()):
+        if (labels == k).any():
+            core = _core(xy[labels == k][:1000])
+            middle, low, high = np.median(core[:, 0]), core[:, 1].min(), core[:, 1].max()
+            for (x, y), away, ha, va in (((middle, high), (0, 8), "center", "bottom"), ((middle, low), (0, -8), "center", "top"), ((core[:, 0].max(), (low + high) / 2), (10, 0), "left", "center"), ((core[:, 0].min(), (low + high) / 2), (-10, 0), "right", "center")):
+                text = ax.annotate(_short(name, 20), (x, y), away, textcoords="offset points", ha=ha, va=va, fontsize=13, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=4, foreground="white")])
+                box = text.get_window_extent().padded(2)
+                if not any(box.overlaps(other) for other in taken) and box.x0 > 0 and box.x1 < fig.bbox.x1: break
+                text.remove()
+            else: ax.add_artist(text)                                      # no free side: the last one
+            taken.append(box)
     return fig
 
 # %% ../nbs/12_report.ipynb #765b7efd
@@ -690,7 +701,7 @@ def _figure_plan(run):
     return {
         "learning_curves": ((), False, lambda: learning_curves(run.metrics)),
         "accuracy_bars": ((), True, lambda: accuracy_bars(run.result)),
-        "confusion": ((), True, lambda: confusion(known.label, known.predicted, run.classes)),
+        "confusion": ((), True, lambda: confusion(known.label, known.predicted, run.classes, class_order(sum(take(*pair)) / 2) if set(pair) <= set(e) else None)),
         "class_correlation_pair": (pair, False, lambda: class_correlation_pair(*take(*pair), run.classes)),
         "representation_map": (place, False, lambda: representation_map(*take(*place), run.classes)),
         "neighbour_grid": (near, False, lambda: neighbour_grid(*take(*near), run.classes)),

@@ -84,7 +84,7 @@ from .run.identity import changes, data_identity, identity_hash
 from .run.progress import Line
 from .run.rounds import Rounds, Settle
 from .run.threads import Threads
-from .run.values import as_plain, as_type, plainly, refuse
+from .run.values import as_plain, as_type, plainly, refuse, without_nan
 from .run.sight import MIXES, READERS, Answer, FeatureSet, Sight, featured, logistic, native_bfloat16, new_sight, sight_of
 
 # %% ../nbs/08_train.ipynb #1823e241
@@ -1085,7 +1085,7 @@ def write_json(
     content: dict,  # what goes in
 ) -> None:
     "A file of JSON, as people read it."
-    with written_whole(path) as p: p.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    with written_whole(path) as p: p.write_text(json.dumps(without_nan(content), indent=1, allow_nan=False), encoding="utf-8")
 
 def open_run_dir(
     config: TrainConfig,  # its run_dir is made when it is not there
@@ -1497,6 +1497,7 @@ def run(
     sizes = len(task.train.classes), size, total_steps
     others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines and sight is None and task.test is not None else {}
     temperature = card["temperature"] = calibrate(model, config, task, card, run_dir)
+    if leader and sight is None and not config.calibration_folds: print("Confidences are those of the training and tend to be too high; calibration_folds=2 measures by how much, for two more trainings")
     learnt = time.perf_counter() - began - gone - looked
     metrics, after = measure(model, task, temperature=temperature, crossed=card.pop("cross_validated_accuracy", None), read=read)   # all training first: a GPU in use forbids a notebook to start processes
     before = before_training(build(config, *sizes, sight=sight), task)                          # the same seed: the weights that training began with
@@ -1667,4 +1668,4 @@ def main(
     "The command `semissl-train`: `fit` with the fields of `TrainConfig` as options. What a person can mend is one sentence and exit code 2."
     config = parse(words)
     with plainly(), redirect_stdout(sys.stderr): result = fit(config)  # what is told on the way; stdout holds the result alone
-    if config.devices * config.nodes == 1 or rank_zero_only.rank == 0: print(json.dumps(result.metrics | {"run_dir": str(result.run_dir)}, indent=1))
+    if config.devices * config.nodes == 1 or rank_zero_only.rank == 0: print(json.dumps(without_nan(result.metrics) | {"run_dir": str(result.run_dir)}, indent=1))

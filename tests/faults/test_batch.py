@@ -34,6 +34,31 @@ def test_two_batches_on_one_directory(undisturbed, tmp_path):
     pd.testing.assert_frame_equal(table(tmp_path/"grid"), table(undisturbed))
     FAULTS.append(("two batches on one directory", 1, f"{told[0].count('done  ')} and {told[1].count('done  ')} runs, none twice, the same table"))
 
+def test_a_batch_sees_that_labels_have_changed(tmp_path):
+    "Done; touched; a label corrected: the same command says so, trains that run anew and keeps the earlier result. The first line of trial 43, for batches."
+    import numpy as np
+    from PIL import Image
+    dice = np.random.default_rng(0)
+    (tmp_path/"photos").mkdir()
+    for i in range(40): Image.fromarray(dice.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path/"photos"/f"{i}.png")
+    def label(n): (tmp_path/"labels.csv").write_text("path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(n)))
+    words = [f"data={tmp_path/'photos'}", f"labels={tmp_path/'labels.csv'}", "image_size=16", "batch_size=16", "budget=400 images", "wandb_project=", "seeds=1", "--root", str(tmp_path/"grid"), "--notebook", str(TRAIN)]
+    def run(): return subprocess.run([sys.executable, "-c", "import sys; from semissl.batch import main; sys.exit(main(sys.argv[1:]))", *words], capture_output=True, text=True, timeout=600)
+    label(8)
+    first = run()
+    assert first.returncode == 0, first.stderr[-2000:]
+    place = next((tmp_path/"grid").glob("*/result.json")).parent
+    labelled = lambda: json.loads((place/"result.json").read_text())["data"]["labelled"]
+    attempts = lambda: json.loads((place/"status.json").read_text())["attempts"]
+    assert (labelled(), attempts()) == (8, 1)
+    os.utime(tmp_path/"labels.csv", (1, 1))
+    assert run().returncode == 0 and attempts() == 1                 # touched, not changed
+    label(12)
+    again = run()
+    assert again.returncode == 0 and "other images or labels than there are now" in again.stderr, again.stderr[-2000:]
+    assert (labelled(), attempts()) == (12, 2) and json.loads((place/"earlier-1"/"result.json").read_text())["data"]["labelled"] == 8
+    FAULTS.append(("a label more for a batch that was done", 1, "said, trained anew, the earlier result kept"))
+
 def test_the_key_is_in_no_file(undisturbed):
     left = [p for p in undisturbed.rglob("*") if p.is_file()]
     assert len(left) > 50 and not [p for p in left if SECRET.encode() in p.read_bytes()]
