@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     code = ("import resource, sys, torch, numpy as np; from semissl.data import ImageSet; from semissl import predict; from semissl.predict import *\n"
             "from semissl.data.files import Entry; n = int(sys.argv[1]); torch.manual_seed(0)\n"
             "entries = [Entry(f'{i:07}.png', 'photos.png', 1, 1) for i in range(n)]\npredict.listed = lambda source: entries\n"
-            "predict.decode_block = lambda part, size, side: (np.zeros((len(part), 3, size, size), np.uint8), {}, False)\n"
+            "predict.decode_block = lambda part, size, side, fit: (np.zeros((len(part), 3, size, size), np.uint8), {}, False)\n"
             "class Quick(Predictor):\n    def forward(self, x): return torch.zeros(len(x), 256), torch.zeros(len(x), 3)\n"
             f"predict_table(Quick({CARD | dict(image_size=64)!r}), '', sys.argv[2], workers=1, embedding=True)\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)")
