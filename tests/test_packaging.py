@@ -14,7 +14,7 @@ NBS = ROOT/"nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS/"experiments"]
 TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS/"tutorials"]
-MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name) or p.parent in (NBS/"data", NBS/"method", NBS/"run")]
+MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name) or p.parent in (NBS/"data", NBS/"method", NBS/"run", NBS/"use")]
 MODULES = ["data.labels", "data.images", "data.decode", "data.png", "data.files", "data.layout", "data.cache", "data.table", "data.sources", "data.pictures", "data.split", "data.loader", "augment", "encoder", "heads", "losses", "metrics", "method.weights", "method.propagate", "method.correlation", "method.adapter", "method.memory", "module", "run.values", "run.identity", "run.progress", "run.threads", "run.budget", "run.features", "evaluate", "run.sight",
            "run.rounds", "run.finetune", "train", "predict", "label", "batch", "report", "classifier", "use.page"]  # never fewer; each uses those before it alone
 
