@@ -179,7 +179,7 @@ def write_json(
 
 def state_of(
     run_dir: Path,  # of a run
-    data: dict[str, str] | None = None,  # what lies there now, see `files_named`; None = not asked
+    data: dict[str, str] | None = None,  # what lies there now, see `FilesNamed`; None = not asked
 ) -> str:           # "done", "changed", "failed", "interrupted" or "waiting"
     "What has become of a run, from its files alone, and whether what it was made of is still the same."
     status = read_json(run_dir / "status.json")

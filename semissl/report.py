@@ -532,12 +532,12 @@ def representation_map(
         if (labels == k).any():
             core = _core(xy[labels == k][:1000])
             middle, low, high = np.median(core[:, 0]), core[:, 1].min(), core[:, 1].max()
-            for (x, y), away, ha, va in (((middle, high), (0, 8), "center", "bottom"), ((middle, low), (0, -8), "center", "top"), ((core[:, 0].max(), (low + high) / 2), (10, 0), "left", "center"), ((core[:, 0].min(), (low + high) / 2), (-10, 0), "right", "center")):
-                text = ax.annotate(_short(name, 20), (x, y), away, textcoords="offset points", ha=ha, va=va, fontsize=13, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=4, foreground="white")])
+            sides = (((middle, high), (0, 8), "center", "bottom"), ((middle, low), (0, -8), "center", "top"), ((core[:, 0].max(), (low + high) / 2), (10, 0), "left", "center"), ((core[:, 0].min(), (low + high) / 2), (-10, 0), "right", "center"))
+            text = ax.annotate(_short(name, 20), sides[0][0], sides[0][1], textcoords="offset points", fontsize=13, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=4, foreground="white")])
+            for text.xy, away, ha, va in (*sides, sides[0]):               # above, below, beside; where no side is free, above
+                text.set(position=away, horizontalalignment=ha, verticalalignment=va)
                 box = text.get_window_extent().padded(2)
                 if not any(box.overlaps(other) for other in taken) and box.x0 > 0 and box.x1 < fig.bbox.x1: break
-                text.remove()
-            else: ax.add_artist(text)                                      # no free side: the last one
             taken.append(box)
     return fig
 

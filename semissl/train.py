@@ -6,18 +6,18 @@ Docs: https://semissl.github.io/semissl/train.html.md"""
 
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SWITCH', 'PRECISIONS', 'CHOICES', 'BIG', 'RANGES', 'UNITS', 'LEAST_LOOK', 'EXPECTED', 'REPAID_BY',
-           'COLUMNS', 'LOSSES', 'FIT_LIVE', 'METRICS', 'EARLIER', 'LEARN_FROM', 'TrainConfig', 'labels_asked',
-           'parse_budget', 'config_from', 'kind_of', 'chosen_encoder', 'learns_on', 'size_to_load', 'expectation',
-           'Task', 'own_test_part', 'with_a_label', 'check_size', 'load_task', 'hold_out', 'fit_test', 'objective',
-           'mixes', 'policies', 'check_start', 'build', 'precision', 'compile_encoder', 'keep_freed_memory',
-           'wandb_mode', 'Tracker', 'MetricsFile', 'Recorder', 'Progress', 'peak_memory', 'forget_peak',
-           'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget', 'Propagate',
-           'seen_live', 'fitted_live', 'Refit', 'Fits', 'Alone', 'Compile', 'train', 'check_finished', 'fitting',
-           'steps_of', 'Result', 'write_json', 'open_run_dir', 'check_data', 'read_card', 'keep_in_card', 'claim',
-           'extend', 'measure', 'each_reader', 'plain_ways', 'tuned_way', 'measure_plain', 'train_again', 'baseline',
-           'folds', 'calibrate', 'calibrate_features', 'picture_arrays', 'write_predictions', 'versions', 'commit',
-           'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'before_training', 'in_time', 'answers',
-           'looked_at', 'seen_by', 'write_result', 'reasons', 'parse', 'main']
+           'COLUMNS', 'LOSSES', 'FIT_LIVE', 'METRICS', 'EARLIER', 'BEGUN_WITH', 'LEARN_FROM', 'TrainConfig',
+           'labels_asked', 'parse_budget', 'config_from', 'kind_of', 'chosen_encoder', 'learns_on', 'size_to_load',
+           'expectation', 'Task', 'own_test_part', 'with_a_label', 'check_size', 'load_task', 'hold_out', 'fit_test',
+           'objective', 'mixes', 'policies', 'check_start', 'build', 'precision', 'compile_encoder',
+           'keep_freed_memory', 'wandb_mode', 'Tracker', 'MetricsFile', 'Recorder', 'Progress', 'peak_memory',
+           'forget_peak', 'every_process', 'newest_whole', 'WholeCheckpoints', 'Checkpoints', 'Loader', 'Budget',
+           'Propagate', 'seen_live', 'fitted_live', 'Refit', 'Fits', 'Alone', 'Compile', 'train', 'check_finished',
+           'fitting', 'steps_of', 'Result', 'write_json', 'open_run_dir', 'check_data', 'read_card', 'keep_in_card',
+           'claim', 'extend', 'measure', 'each_reader', 'plain_ways', 'tuned_way', 'measure_plain', 'train_again',
+           'baseline', 'folds', 'calibrate', 'calibrate_features', 'picture_arrays', 'write_predictions', 'versions',
+           'commit', 'device_name', 'check_processes', 'fit', 'finished', 'clean', 'run', 'before_training', 'pace',
+           'in_time', 'answers', 'looked_at', 'seen_by', 'write_result', 'reasons', 'parse', 'main']
 
 # %% ../nbs/08_train.ipynb #1af841aa
 import argparse
@@ -74,7 +74,7 @@ from .method.adapter import Adapter, kept_views
 from .method.correlation import FORMS
 from .method.memory import WORK, free_bytes, kept_bytes, piece_that_fits
 from .method.propagate import HOW, frequencies, given_frequencies, propagate
-from .method.weights import OFFLINE, Recipe, ready, recipe
+from .method.weights import Recipe, ready, recipe
 from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, class_correlation_matrix, collapse_warning, fit_temperature
 from .module import GlobalBatchNorm, SemiSSL, Stages, globalise
 from .run.features import check_views, looks_folder
@@ -215,7 +215,7 @@ def chosen_encoder(
 ) -> Recipe:
     "The encoder and the weights of a run; errors as `method.weights.recipe`."
     by_itself = config.encoder == "auto" and config.weights == "auto"
-    if by_itself and 0 < config.image_size < LEAST_LOOK: return recipe("auto", "none", kind_of(config))
+    if by_itself and config.learn_on != "features" and 0 < config.image_size < LEAST_LOOK: return recipe("auto", "none", kind_of(config))
     chosen = recipe(config.encoder, config.weights, kind_of(config))
     if not (by_itself and config.learn_on == "pixels" and chosen.fewer): return chosen
     return recipe(chosen.fewer)._replace(why="one of those at hand, for it is trained at every step")
@@ -224,8 +224,7 @@ def learns_on(
     config: TrainConfig,  # learn_on, encoder and weights are read
 ) -> str:                 # "features" or "pixels"
     "What a run learns on; ValueError for features of an encoder without weights."
-    small = config.encoder == "auto" and 0 < config.image_size < LEAST_LOOK
-    if config.learn_on == "pixels" or config.learn_on == "auto" and (kind_of(config) == "digits" and config.encoder == "auto" or small or config.frozen or Path(config.weights).is_dir()): return "pixels"   # a run of ours goes on
+    if config.learn_on == "pixels" or config.learn_on == "auto" and (kind_of(config) == "digits" and config.encoder == "auto" or config.frozen or Path(config.weights).is_dir()): return "pixels"   # a run of ours goes on
     chosen = chosen_encoder(config)
     if config.learn_on == "features" and chosen.weights == "none": raise ValueError(f"expected an encoder with weights for learn_on='features', got {chosen}")
     return "pixels" if chosen.weights == "none" else "features"
@@ -1033,8 +1032,8 @@ def fitting(
     if isinstance(task.train, FeatureSet): return replace(config, batch_size=min(config.batch_size, len(task.train)))
     if config.weights != "auto": return config
     chosen = chosen_encoder(config)
-    if chosen.why != OFFLINE: return replace(config, encoder=chosen.encoder) if config.encoder == "auto" and chosen.weights != "none" else config   # elsewhere another may be at hand
-    warnings.warn(f"{config.encoder} begins from nothing: {OFFLINE}; photos are better served by encoder='auto', which needs none", stacklevel=2)
+    if not chosen.lacking: return replace(config, encoder=chosen.encoder) if config.encoder == "auto" and chosen.weights != "none" else config   # elsewhere another may be at hand
+    warnings.warn(f"{config.encoder} begins from nothing: {chosen.why}; photos are better served by encoder='auto', which needs none", stacklevel=2)
     return replace(config, weights="none")
 
 def steps_of(config: TrainConfig, task: Task) -> int:
@@ -1483,7 +1482,7 @@ def run(
     size, sight, looked, all_images, training, read = task.train.images.shape[-1], None, 0.0, len(task.train), None, READ
     if learns_on(config) == "features":
         if not config.labelled_batch_size: raise ValueError("expected labelled images in a step on features, got labelled_batch_size=0: learn_on='pixels' trains without labels")
-        task, sight = seen_by(config, task, leader)
+        task, sight = seen_by(config, task, leader, gone)
         looked = time.perf_counter() - began - gone
     config = fitting(config, task)
     if sight is None and parse_budget(config.budget)[0]: config, training, read = in_time(config, task, time.perf_counter() - began, run_dir, leader)
@@ -1497,7 +1496,7 @@ def run(
     sizes = len(task.train.classes), size, total_steps
     others = {name: baseline(name, config, task, card, run_dir / name) for name in ("labels_only", "ssl_then_probe")} if config.baselines and sight is None and task.test is not None else {}
     temperature = card["temperature"] = calibrate(model, config, task, card, run_dir)
-    if leader and sight is None and not config.calibration_folds: print("Confidences are those of the training and tend to be too high; calibration_folds=2 measures by how much, for two more trainings")
+    if leader and sight is None and config.head_weight and len(task.split.labelled) and not config.calibration_folds: print("Confidences are those of the training and tend to be too high; calibration_folds=2 measures by how much, for two more trainings")
     learnt = time.perf_counter() - began - gone - looked
     metrics, after = measure(model, task, temperature=temperature, crossed=card.pop("cross_validated_accuracy", None), read=read)   # all training first: a GPU in use forbids a notebook to start processes
     before = before_training(build(config, *sizes, sight=sight), task)                          # the same seed: the weights that training began with
@@ -1537,17 +1536,15 @@ def before_training(
     device, rows = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.arange(len(task.test)) if len(task.test) <= most else torch.linspace(0, len(task.test) - 1, most).long()
     return {"class_correlation": class_correlation_matrix(encode(model.to(device), task.test.images[rows], device=device)[0], task.test.labels[rows], len(task.train.classes))}
 
-def in_time(
-    config: TrainConfig,  # with a budget of time
-    task: Task,           # on pixels
-    gone: float,          # seconds of the wait so far
-    run_dir: Path,        # of a run that may have begun
-    leader: bool,         # whether this process tells
-) -> tuple[TrainConfig, float, int]:  # with the batch and the stages that fit, the seconds of the training alone, and how many images measuring may read
-    "Divide a budget of time; a run that goes on keeps what it began with."
-    (seconds, _), compared, alone = parse_budget(config.budget), config.baselines and task.test is not None, config.devices * config.nodes == 1
-    began, device, some = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu"), task.train.images[:64]
-    model = build(config, max(2, len(task.train.classes)), some.shape[-1], 1).to(device)
+BEGUN_WITH = ("batch_size", "labelled_batch_size", "self_train_from", "baselines")   # what a budget may change, and a run that goes on keeps
+
+def pace(
+    config: TrainConfig,  # encoder and precision are read
+    images: ImageSet,     # to train on
+) -> tuple[float, float]: # seconds for one image forward, and for one view forward and back
+    "Tried on a few images with an encoder that is then thrown away."
+    device, some = torch.device("cuda" if torch.cuda.is_available() else "cpu"), images.images[:64]
+    model = build(config, max(2, len(images.classes)), some.shape[-1], 1).to(device)
     for few in (16, len(some)):                                       # the first pass warms up
         start = time.perf_counter()
         with torch.inference_mode(): encode(model, some[:few], device=device)
@@ -1557,23 +1554,37 @@ def in_time(
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled="mixed" in precision(config)): h = model.encoder.train()(views)
         if h.requires_grad: h.float().square().sum().backward()
+        if device.type == "cuda": torch.cuda.synchronize()            # it has only been asked for
         back = (time.perf_counter() - start) / len(views)
-    read, M = min(READ, int(.05 * seconds / forward)), len(task.test or ())
+    return forward, back
+
+def in_time(
+    config: TrainConfig,  # with a budget of time
+    task: Task,           # on pixels
+    gone: float,          # seconds of the wait so far
+    run_dir: Path,        # of a run that may have begun
+    leader: bool,         # whether this process tells
+) -> tuple[TrainConfig, float, int]:  # with the batch and the stages that fit, the seconds of the training alone, and how many images measuring may read
+    "Divide a budget of time. A run that goes on keeps what it began with; several processes, who must agree before they can talk, keep what was asked for."
+    began, seconds, M = time.perf_counter(), parse_budget(config.budget)[0], len(task.test or ())
+    begun = read_card(run_dir / "last.ckpt")["config"] if (run_dir / "last.ckpt").exists() else {}
+    config = replace(config, **{k: begun[k] for k in BEGUN_WITH if k in begun})
+    compared, alone = config.baselines and bool(M), config.devices * config.nodes == 1
+    others = lambda compared: config.calibration_folds + compared * (1 + config.labelled_batch_size / (config.labelled_batch_size + config.batch_size))
+    if not alone: return config, (seconds - gone) / (1 + others(compared)), READ
+    forward, back = pace(config, task.train)
+    read = min(READ, int(.05 * seconds / forward))
     each = (M + len(task.split.labelled) + min(read, len(task.train))) * bool(M)         # images that measuring one model looks at
     def divided(compared):
-        others = config.calibration_folds + compared * (1 + config.labelled_batch_size / (config.labelled_batch_size + config.batch_size))
         looks = (1 + 2 * compared) * each + min(2000, M) + len(task.validation or ()) + len(task.unknown if task.unknown is not None else ())
-        return shares(seconds, gone + time.perf_counter() - began, forward, back, looks, config.batch_size, config.labelled_batch_size, others)
+        return shares(seconds, gone + time.perf_counter() - began, forward, back, looks, config.batch_size, config.labelled_batch_size, others(compared), may_change=not begun)
     found = divided(compared)
-    if compared and found.training < .4 * seconds and not (run_dir / "last.ckpt").exists():
+    if compared and found.training < .4 * seconds and not begun:
         compared, found = False, divided(False)
         if leader: print("Baselines are left out: with them too little of the budget would be for the training.")
     if leader: print(found.said)
-    then = read_card(run_dir / "last.ckpt")["config"] if (run_dir / "last.ckpt").exists() else {}
-    if then: changed = {k: then[k] for k in ("batch_size", "labelled_batch_size", "self_train_from", "baselines")}
-    elif not alone: changed = {}                                      # several processes must agree
-    else: changed = dict(batch_size=found.batch_size, labelled_batch_size=found.labelled_batch_size, baselines=config.baselines and (compared or task.test is None)) | (dict(self_train_from=1.0) if found.steps < FEW else {})
-    return replace(config, **changed), found.training, read
+    if not begun: config = replace(config, batch_size=found.batch_size, labelled_batch_size=found.labelled_batch_size, baselines=config.baselines and (compared or not M), **(dict(self_train_from=1.0) if found.steps < FEW else {}))
+    return config, found.training, read
 
 @torch.inference_mode()
 def answers(
@@ -1608,10 +1619,11 @@ def seen_by(
     config: TrainConfig,  # encoder, weights, views and image_size are read
     task: Task,           # pixels
     leader: bool = True,  # whether this process tells
+    gone: float = 0.0,    # seconds of a budget that loading has taken
 ) -> tuple[Task, Sight]:  # the same on features
     "Look at all images of a task once, or find that they were looked at; errors as `look` and `looker_of`."
     chosen, folder, seconds = chosen_encoder(config), looks_folder(config.data), parse_budget(config.budget)[0]
-    limit = dict(seconds=.7 * seconds, beside=len(task.test or ())) if seconds else {}     # of a budget the rest is for learning
+    limit = dict(seconds=max(.1 * seconds, .7 * (seconds - gone)), beside=len(task.test or ())) if seconds else {}     # of a budget the rest is for learning
     sight = new_sight(chosen, len(task.train), config.image_size, config.views, **limit)
     rows = looked_at(task, sight.most)
     why = "for time: a budget of more, or image_size of less, takes them in" if 0 < sight.most < LEARN_FROM else f"for no more than {LEARN_FROM:,} are learnt from"

@@ -132,3 +132,29 @@ def test_compile_without_a_compiler_is_a_warning(tmp_path):
         for k, v in environment.items(): patch.setenv(k, v)
         curve, done = train(tmp_path/"run", epochs=1, compile="on")
     assert "torch.compile is not possible here" in done.stderr and len(curve) == 1
+
+def test_a_budget_is_divided_before_training_and_not_again(tmp_path, monkeypatch):
+    "Slow encoders get smaller batches and no third stage, baselines go before the training does; a run that goes on keeps that, and several processes change nothing."
+    import torch
+    import semissl.train as t
+    config = t.TrainConfig(budget="60 s", wandb_project="", run_dir=str(tmp_path/"run"))
+    task = t.load_task(config)
+    asked = []
+    def pace(*words):
+        asked.append(words)
+        return cost, 3.5 * cost
+    monkeypatch.setattr(t, "pace", pace)
+    cost = 1e-5
+    fast, training, read = t.in_time(config, task, 3.0, tmp_path/"run", True)
+    assert (fast, read) == (config, t.READ) and 20 < training < 57          # with both baselines
+    cost = .05
+    slow, training, read = t.in_time(config, task, 3.0, tmp_path/"run", True)
+    assert (slow.batch_size, slow.labelled_batch_size, slow.self_train_from, slow.baselines) == (16, 8, 1.0, False) and read == 60
+    (tmp_path/"run").mkdir()
+    torch.save({"semissl": {"config": t.asdict(slow)}}, tmp_path/"run"/"last.ckpt")
+    cost = 1e-5                                                             # faster today: a run that goes on stays what it was
+    assert t.in_time(config, task, 3.0, tmp_path/"run", True)[0] == slow
+    (tmp_path/"run"/"last.ckpt").unlink()
+    asked.clear()
+    two = t.replace(config, devices=2)
+    assert t.in_time(two, task, 3.0, tmp_path/"run", True)[0] == two and not asked      # nothing is tried where a GPU must stay untouched

@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .images import FITS, SizeNeeded
-from .decode import Dark, decode_image
+from .decode import FORMATS, Dark, decode_image
 from .png import scanlines, unfilter
 from .files import Entry, Reader, plain_reason
 from .layout import Listing, MissingPart, list_source
@@ -157,7 +157,7 @@ def decode_rows(entries: Sequence[Entry],  # what to decode, in order
     return bad, any(line["refused"] for line in lines), sum(line["dark"] for line in lines)
 
 # %% ../../nbs/data/cache.ipynb #66b2bf51
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 
 def fingerprint(files: Sequence[Path],  # one folder, or archives
@@ -165,9 +165,9 @@ def fingerprint(files: Sequence[Path],  # one folder, or archives
                 part: str,  # "train" or "test"
                 listing: Listing | None,  # the images of a folder; None for archives
                 ) -> str:  # 16 hexadecimal digits
-    "Changes when a file is added, removed, renamed, resized or touched."
+    "Changes when a file is added, removed, renamed, resized or touched, and when Pillow learns a format: what could not be read may be readable then."
     stamps = [[e.name, e.size, e.stamp] for e in listing.entries] if listing else [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    return hashlib.sha256(json.dumps([CACHE_FORMAT, size, part, stamps]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([CACHE_FORMAT, FORMATS, size, part, stamps]).encode()).hexdigest()[:16]
 
 
 def writable(folder: Path  # may not exist yet

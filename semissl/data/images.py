@@ -110,8 +110,8 @@ def channels_first(array: np.ndarray  # (N, H, W), (N, H, W, 1|3|4) or (N, 1|3|4
         first, last = (array.ndim == 4 and array.shape[axis] in (1, 3, 4) for axis in (1, -1))
     if not (first or last):
         raise ValueError(f"expected (N, H, W), (N, H, W, 1|3|4) or (N, 1|3|4, H, W), got {array.shape}")
-    if first and last and (square := [a for a in ("first", "last") if len(set(array.shape[2:] if a == "first" else array.shape[1:3])) == 1]) and len(square) == 1:
-        first, last = square == ["first"], square == ["last"]  # (N, 4, 4, 3) is square in one of the two
+    if first and last and (array.shape[2] == array.shape[3]) != (array.shape[1] == array.shape[2]):
+        first, last = array.shape[2] == array.shape[3], array.shape[1] == array.shape[2]  # (N, 4, 4, 3) is square in one reading alone
     if first and last and not array.shape[1] == 1 < array.shape[-1]:  # one pixel high in colour: nobody's grey images are 3 pixels wide
         raise ValueError(f"expected a shape whose colours are first or last, got {array.shape}, where either could be: enlarge the images, or give them as files")
     if last and (not first or array.shape[1] == 1):

@@ -73,11 +73,9 @@ def batch_of(values: np.ndarray  # numbers
             raise ValueError(f"expected rows of S*S or S*S*3 pixels, got {shape[1]} columns")
         return values.reshape(len(values), *flat) if flat else values[None]
     if values.ndim == 3:
-        if shape[0] in (1, 3, 4) and shape[-1] in (1, 3, 4) and shape[0] != 1:
-            raise ValueError(f"expected a shape with one meaning, got {shape}: enlarge the images, or give them as files")
-        if shape[-1] in (3, 4):
-            return values[None]  # nobody's grey images are 3 pixels wide
-        if shape[0] in (3, 4):
+        if shape[-1] in (3, 4) and (shape[0] == 1 or min(shape[:2]) >= 8):
+            return values[None]  # nobody's grey images are 3 pixels wide, and of a picture somebody has at least 8
+        if shape[0] in (3, 4) or shape[-1] in (3, 4):
             raise ValueError(f"expected a shape with one meaning, got {shape}: images[None] is one picture in colour, images[:, None] are {shape[0]} grey ones")
     return values
 

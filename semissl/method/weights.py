@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
     licence: str = ""             # of the weights; "" = none needed, "unknown" = ask who published them
     why: str = ""                 # why this one
     fewer: str = ""               # the encoder among several that looks alone where images are many
+    lacking: bool = False         # published weights were meant, and cannot be had
 
     @property
     def large(self) -> bool: return self.weights != "none" and not Path(self.weights).is_dir()   # published: a ResNet has the stem of large images
@@ -214,7 +215,7 @@ def recipe(
     if not known_to_timm(encoder): return Recipe(encoder, "none", why="no published weights are at hand")   # `encoder` refuses what is unknown
     found = published(encoder)
     if found is None: return Recipe(encoder, "none", why="nobody has published weights of it")
-    if not cached(encoder) and not reachable(): return found._replace(weights="none", size=Recipe._field_defaults["size"], licence="", why=OFFLINE)
+    if not cached(encoder) and not reachable(): return found._replace(weights="none", size=Recipe._field_defaults["size"], licence="", why=OFFLINE, lacking=True)
     return found._replace(why="asked for")
 
 # %% ../../nbs/method/weights.ipynb #88e69553

@@ -7,7 +7,7 @@ Docs: https://semissl.github.io/semissl/use/page.html.md"""
 # %% ../../nbs/use/page.ipynb #892193c1
 from __future__ import annotations
 
-import argparse, json, secrets, signal, sys, threading, webbrowser
+import argparse, json, secrets, shlex, signal, sys, threading, webbrowser
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -154,4 +154,4 @@ def main(words: list[str] | None = None,  # options; None = those of the command
     except KeyboardInterrupt: pass
     server.server_close()
     counts = labeller.labels.read()
-    print(f"\n{sum(map(bool, counts.values()))} labels in {o.labels}; with them:\nsemissl-train --data {o.images} --labels {o.labels} --run_dir runs/first", file=sys.stderr)
+    print(f"\n{sum(map(bool, counts.values()))} labels in {o.labels}; with them:\n{shlex.join(['semissl-train', '--data', o.images, '--labels', o.labels, '--run_dir', 'runs/first'])}", file=sys.stderr)
