@@ -47,18 +47,27 @@ def lab(tmp_path_factory):
         except subprocess.TimeoutExpired: os.killpg(server.pid, signal.SIGKILL)
 
 @pytest.fixture(scope="module")
-def page(lab):
-    "The notebook, opened in a window of a laptop's size."
+def browser():
+    "One Chromium for all: Playwright can be started once in a process."
     sync = pytest.importorskip("playwright.sync_api")
     with sync.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.set_default_timeout(60_000)
-        page.goto(lab[0])
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-        page.get_by_text("| Idle").wait_for(timeout=120_000)           # before that, JupyterLab asks which kernel to take
-        yield page
+        yield browser
         browser.close()
+
+def window(browser, width, height):
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(60_000)
+    return page
+
+@pytest.fixture(scope="module")
+def page(lab, browser):
+    "The notebook, opened in a window of a laptop's size."
+    page = window(browser, 1200, 1000)
+    page.goto(lab[0])
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.get_by_text("| Idle").wait_for(timeout=120_000)           # before that, JupyterLab asks which kernel to take
+    return page
 
 def menu(page, *names):
     "Choose from JupyterLab's menu bar."
@@ -161,38 +170,35 @@ def test_the_widget_fits_a_phone(page, lab):
         assert inside["height"] >= 44 and inside["x"] + inside["width"] <= 361, button.inner_text()
     keep(widget, "phone.png")
 
-def test_label_from_a_shell_killed_half_way(tmp_path):
+def test_label_from_a_shell_killed_half_way(tmp_path, browser):
     "`semissl-label`: keys in a browser, the command killed and called again, a class of a hostile name; every answer is in the file."
-    sync = pytest.importorskip("playwright.sync_api")
     truth = photos(tmp_path/"photos", 30)
     names = [*sorted(set(truth.values())), "</script><b>x"]
     def called(*more):
         process = subprocess.Popen([sys.executable, "-c", "from semissl.use.page import main; main()", "photos", "--classes", ",".join(names), "--no-browser", *more], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         return process, next(word for line in process.stdout for word in line.split() if word.startswith("http://127.0.0.1:"))
     def answers(): return {r["path"]: r["label"] for r in csv.DictReader(open(tmp_path/"labels.csv", newline="", encoding="utf-8"))}
-    with sync.sync_playwright() as p:
-        browser, wrong = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS), []
-        for how, end, n in ((["--ask", "0"], signal.SIGKILL, 10), (["--ask", "12"], signal.SIGTERM, 12)):
-            process, address = called(*how)
-            try:
-                page = browser.new_page(viewport={"width": 900, "height": 800})
-                page.on("pageerror", lambda err: wrong.append(str(err)))
-                page.goto(address)
-                widget = page.locator(".semissl")
-                widget.wait_for()
-                before = len(answers()) if (tmp_path/"labels.csv").exists() else 0
-                assert page.locator(".status").inner_text().startswith(f"0 labelled, 0 skipped, of {12 if before else 30}")
-                for i in range(n):
-                    path = shown(widget)
-                    page.keyboard.press(str(len(names)) if i == 9 and not before else str(names.index(truth[path]) + 1))     # no click before: the keys are the labeller's
-                    saved(page, widget, i + 1)
-                    assert len(answers()) == before + i + 1
-                if before: keep(widget, "page.png")
-            finally: process.send_signal(end)
-            told = process.communicate(timeout=60)
-            assert end == signal.SIGKILL or process.returncode == 0 and "22 labels in labels.csv" in told[1], told
-        page.keyboard.press("1")                                         # nobody is there any more: the window says that it is not saved
-        page.get_by_text("1 not saved yet").wait_for(timeout=15_000)
-        browser.close()
+    wrong = []
+    for how, end, n in ((["--ask", "0"], signal.SIGKILL, 10), (["--ask", "12"], signal.SIGTERM, 12)):
+        process, address = called(*how)
+        try:
+            page = window(browser, 900, 800)
+            page.on("pageerror", lambda err: wrong.append(str(err)))
+            page.goto(address)
+            widget = page.locator(".semissl")
+            widget.wait_for()
+            before = len(answers()) if (tmp_path/"labels.csv").exists() else 0
+            assert page.locator(".status").inner_text().startswith(f"0 labelled, 0 skipped, of {12 if before else 30}")
+            for i in range(n):
+                path = shown(widget)
+                page.keyboard.press(str(len(names)) if i == 9 and not before else str(names.index(truth[path]) + 1))     # no click before: the keys are the labeller's
+                saved(page, widget, i + 1)
+                assert len(answers()) == before + i + 1
+            if before: keep(widget, "page.png")
+        finally: process.send_signal(end)
+        told = process.communicate(timeout=60)
+        assert end == signal.SIGKILL or process.returncode == 0 and "22 labels in labels.csv" in told[1], told
+    page.keyboard.press("1")                                         # nobody is there any more: the window says that it is not saved
+    page.get_by_text("1 not saved yet").wait_for(timeout=15_000)
     found = answers()
     assert not wrong and len(found) == 22 and sum(found[p] == truth[p] for p in found) == 21 and names[-1] in found.values()
