@@ -31,6 +31,7 @@ setup(
     long_description=(here/"README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["semissl", "semissl.*"]),
+    package_data={"semissl": ["*/*.csv"]},
     install_requires=lines(package["requirements"]),
     extras_require={name: lines(text) for name, text in settings["extras"].items()},
     entry_points={"console_scripts": lines(package["console_scripts"]), "nbdev": ["semissl = semissl._modidx:d"]},

@@ -22,38 +22,55 @@ __all__ = ['Policy', 'policy', 'affine', 'colour_matrix', 'Draws', 'draw', 'grid
 # %% ../nbs/01_augment.ipynb #0f39a940
 def _expect(ok, what, got):
     "Raise `ValueError` in the project's one sentence unless `ok`."
-    if not ok: raise ValueError(f"expected {what}, got {got}")
+    if not ok:
+        raise ValueError(f"expected {what}, got {got}")
 
 # %% ../nbs/01_augment.ipynb #641457fc
 @dataclass(frozen=True)
 class Policy:
     "What may happen to an image. Raises `ValueError` on a number outside the range where it means something."
-    size: int = 0                    # side of the view, pixels; 0 = as high and wide as the image
-    crop: tuple = (1., 1.)           # range of the crop's area, share of the image; above 1 the view shows a margin
-    ratio: tuple = (3/4, 4/3)        # range of the crop's stretch, width over height; without a crop there is none
-    flip_p: float = 0.               # probability of a horizontal flip
-    rotate: float = 0.               # largest turn either way, degrees
-    translate: float = 0.            # largest shift either way, share of the side, rounded to whole pixels
-    shear: float = 0.                # largest horizontal shear either way, degrees
-    padding: str = "reflection"      # what lies outside the image: "reflection", "border" or "zeros" (black)
-    brightness: float = 0.           # factor between 1 - this and 1 + this
-    contrast: float = 0.             # same, around the mean luma of the view
-    saturation: float = 0.           # same, 0 being grey
-    hue: float = 0.                  # largest turn of the colour circle either way, share of a full turn
-    jitter_p: float = 1.             # probability that the four steps above happen at all
-    grey_p: float = 0.               # probability of greyscale
-    blur_p: float = 0.               # probability of a Gaussian blur
-    blur_sigma: tuple = (.1, 1.)     # range of its standard deviation, pixels of the view
-    solarise_p: float = 0.           # probability of inverting whatever is brighter than one half
-    cutout: float = 0.               # largest side of the square that is painted over, share of the view's side
-    mean: tuple = (.5, .5, .5)       # subtracted from each channel, black being 0 and white 1
-    std: tuple = (.5, .5, .5)        # divides each channel afterwards
 
-    def __post_init__(self): _check_policy(self)
+    size: int = 0  # side of the view, pixels; 0 = as high and wide as the image
+    crop: tuple = (1.0, 1.0)  # range of the crop's area, share of the image; above 1 the view shows a margin
+    ratio: tuple = (3 / 4, 4 / 3)  # range of the crop's stretch, width over height; without a crop there is none
+    flip_p: float = 0.0  # probability of a horizontal flip
+    rotate: float = 0.0  # largest turn either way, degrees
+    translate: float = 0.0  # largest shift either way, share of the side, rounded to whole pixels
+    shear: float = 0.0  # largest horizontal shear either way, degrees
+    padding: str = "reflection"  # what lies outside the image: "reflection", "border" or "zeros" (black)
+    brightness: float = 0.0  # factor between 1 - this and 1 + this
+    contrast: float = 0.0  # same, around the mean luma of the view
+    saturation: float = 0.0  # same, 0 being grey
+    hue: float = 0.0  # largest turn of the colour circle either way, share of a full turn
+    jitter_p: float = 1.0  # probability that the four steps above happen at all
+    grey_p: float = 0.0  # probability of greyscale
+    blur_p: float = 0.0  # probability of a Gaussian blur
+    blur_sigma: tuple = (0.1, 1.0)  # range of its standard deviation, pixels of the view
+    solarise_p: float = 0.0  # probability of inverting whatever is brighter than one half
+    cutout: float = 0.0  # largest side of the square that is painted over, share of the view's side
+    mean: tuple = (0.5, 0.5, 0.5)  # subtracted from each channel, black being 0 and white 1
+    std: tuple = (0.5, 0.5, 0.5)  # divides each channel afterwards
+
+    def __post_init__(self):
+        _check_policy(self)
 
 # %% ../nbs/01_augment.ipynb #d4e876be
-_MOST = dict(rotate=180, translate=1, shear=60, brightness=1, contrast=1, saturation=1, hue=.5, cutout=1, 
-             flip_p=1, jitter_p=1, grey_p=1, blur_p=1, solarise_p=1)
+_MOST = dict(
+    rotate=180,
+    translate=1,
+    shear=60,
+    brightness=1,
+    contrast=1,
+    saturation=1,
+    hue=0.5,
+    cutout=1,
+    flip_p=1,
+    jitter_p=1,
+    grey_p=1,
+    blur_p=1,
+    solarise_p=1,
+)
+
 
 def _check_policy(p):
     "Raise `ValueError` for the first number of a policy that is outside its range."
@@ -61,39 +78,66 @@ def _check_policy(p):
         _expect(0 <= getattr(p, name) <= most, f"{name} in [0, {most}]", getattr(p, name))
     for name, n in dict(crop=2, ratio=2, blur_sigma=2, mean=3, std=3).items():
         v = getattr(p, name)
-        _expect(isinstance(v, tuple) and len(v) == n and all(map(math.isfinite, v)), f"{name} as a tuple of {n} finite numbers", v)
-        if n == 2: _expect(0 < v[0] <= v[1], f"{name} as (low, high) with 0 < low <= high", v)
+        _expect(
+            isinstance(v, tuple) and len(v) == n and all(map(math.isfinite, v)),
+            f"{name} as a tuple of {n} finite numbers",
+            v,
+        )
+        if n == 2:
+            _expect(0 < v[0] <= v[1], f"{name} as (low, high) with 0 < low <= high", v)
     _expect(min(p.std) > 0, "std above 0", p.std)
     _expect(p.size == 0 or p.size >= 2, "size 0 (as the image) or at least 2 pixels", p.size)
-    _expect(p.padding in ("reflection", "border", "zeros"), 'padding "reflection", "border" or "zeros"', repr(p.padding))
+    _expect(
+        p.padding in ("reflection", "border", "zeros"), 'padding "reflection", "border" or "zeros"', repr(p.padding)
+    )
 
 # %% ../nbs/01_augment.ipynb #c9749084
 def _photos(strength):
     "ImageNet's mean and std; the jitter of SimCLR and Barlow Twins."
-    views = dict(crop=(.2, 1.), flip_p=.5, padding="border", # a crop lies inside: nothing to reflect
-                 brightness=.4, contrast=.4, saturation=.2, hue=.1, jitter_p=.8, grey_p=.2)
-    return dict(mean=(.485, .456, .406), std=(.229, .224, .225)) | dict(
-        none={},
-        weak=dict(flip_p=.5, translate=.125),
-        strong=dict(views, saturation=.4, cutout=.5),
-        view1=dict(views, blur_p=.5),
-        view2=dict(views, blur_p=.1, solarise_p=.2))[strength]
+    views = dict(
+        crop=(0.2, 1.0),
+        flip_p=0.5,
+        padding="border",  # a crop lies inside: nothing to reflect
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        jitter_p=0.8,
+        grey_p=0.2,
+    )
+    return (
+        dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        | dict(
+            none={},
+            weak=dict(flip_p=0.5, translate=0.125),
+            strong=dict(views, saturation=0.4, cutout=0.5),
+            view1=dict(views, blur_p=0.5),
+            view2=dict(views, blur_p=0.1, solarise_p=0.2),
+        )[strength]
+    )
+
 
 def _digits(strength):
     "White strokes on black, moved as a pen would move them."
-    views = dict(crop=(.7, 1.3), ratio=(.8, 1.25), rotate=15., shear=10., translate=.1, brightness=.2, contrast=.2)
-    return dict(padding="zeros") | dict(
-        none={},
-        weak=dict(crop=(.9, 1.1), ratio=(.9, 1.1), rotate=5., translate=.1),
-        strong=dict(views, rotate=20., shear=15., cutout=.3),
-        view1=dict(views, blur_p=.3, blur_sigma=(.1, .6)),
-        view2=views)[strength]
+    views = dict(
+        crop=(0.7, 1.3), ratio=(0.8, 1.25), rotate=15.0, shear=10.0, translate=0.1, brightness=0.2, contrast=0.2
+    )
+    return (
+        dict(padding="zeros")
+        | dict(
+            none={},
+            weak=dict(crop=(0.9, 1.1), ratio=(0.9, 1.1), rotate=5.0, translate=0.1),
+            strong=dict(views, rotate=20.0, shear=15.0, cutout=0.3),
+            view1=dict(views, blur_p=0.3, blur_sigma=(0.1, 0.6)),
+            view2=views,
+        )[strength]
+    )
 
 # %% ../nbs/01_augment.ipynb #77a49906
 def policy(
-    kind: str,     # what the images are: "photos" or "digits"
-    strength: str, # "none" (evaluation), "weak", "strong", or the asymmetric pair "view1" and "view2"
-) -> Policy: # change single numbers with `dataclasses.replace`
+    kind: str,  # what the images are: "photos" or "digits"
+    strength: str,  # "none" (evaluation), "weak", "strong", or the asymmetric pair "view1" and "view2"
+) -> Policy:  # change single numbers with `dataclasses.replace`
     "The policy for a kind of images (FixMatch, SimCLR, Barlow Twins); raises `ValueError` on an unknown name."
     _expect(kind in ("photos", "digits"), 'kind "photos" or "digits"', repr(kind))
     strengths = ("none", "weak", "strong", "view1", "view2")
@@ -102,71 +146,81 @@ def policy(
 
 # %% ../nbs/01_augment.ipynb #9ef8e0ef
 def affine(
-    w: torch.Tensor, # (N,) width of the crop, share of the image; negative = flipped
-    h: torch.Tensor, # (N,) height of the crop, share of the image
-    c: torch.Tensor, # (N, 2) centre of the crop as x, y in [-1, 1]
-    phi: torch.Tensor, # (N,) turn, radians, counter-clockwise as seen in the view
-    kappa: torch.Tensor, # (N,) horizontal shear, radians
-    aspect: float, # W / H of the image
-) -> torch.Tensor: # (N, 2, 3) A: view coordinates to image coordinates
+    w: torch.Tensor,  # (N,) width of the crop, share of the image; negative = flipped
+    h: torch.Tensor,  # (N,) height of the crop, share of the image
+    c: torch.Tensor,  # (N, 2) centre of the crop as x, y in [-1, 1]
+    phi: torch.Tensor,  # (N,) turn, radians, counter-clockwise as seen in the view
+    kappa: torch.Tensor,  # (N,) horizontal shear, radians
+    aspect: float,  # W / H of the image
+) -> torch.Tensor:  # (N, 2, 3) A: view coordinates to image coordinates
     "Crop, flip, turn, shear and shift as one affine map."
     cos, sin, tan = phi.cos(), phi.sin(), kappa.tan()
-    A = torch.stack([cos * w, (cos * tan - sin) * h / aspect, c[:, 0],
-                     sin * w * aspect, (sin * tan + cos) * h, c[:, 1]], 1)
+    A = torch.stack(
+        [cos * w, (cos * tan - sin) * h / aspect, c[:, 0], sin * w * aspect, (sin * tan + cos) * h, c[:, 1]], 1
+    )
     return A.view(-1, 2, 3)
 
 # %% ../nbs/01_augment.ipynb #a109eb41
 _TRIES = 4
 
+
 def _crop_sides(p, u, rho):
-    "Sides (shares of the image) of the first proposal that fits; `u` (N, 2 * tries) uniform, `rho` = aspect of the view / of the image."
-    area = p.crop[0] + (p.crop[1] - p.crop[0]) * u[:, :_TRIES]                    # (N, tries)
+    """Sides (shares of the image) of the first proposal that fits; `u` (N, 2 * tries) uniform, `rho` = aspect of the
+    view / of the image."""
+    area = p.crop[0] + (p.crop[1] - p.crop[0]) * u[:, :_TRIES]  # (N, tries)
     r = rho * p.ratio[0] * (p.ratio[1] / p.ratio[0]) ** u[:, _TRIES:]
     w, h = (area * r).sqrt(), (area / r).sqrt()
-    most = max(1., p.crop[1])
-    first = ((w <= most) & (h <= most)).int().argmax(1, keepdim=True)             # (N, 1)
+    most = max(1.0, p.crop[1])
+    first = ((w <= most) & (h <= most)).int().argmax(1, keepdim=True)  # (N, 1)
     return [t.gather(1, first).squeeze(1).clamp(max=most) for t in (w, h)]
 
 # %% ../nbs/01_augment.ipynb #9b74bef8
 def _draw_affine(p, u, height, width):
     "The geometry (N, 2, 3) from dice `u` (N, 7 + 2 * tries), uniform in [0, 1)."
-    v, side = 2 * u[:, :7] - 1, torch.ones_like(u[:, 0])                          # (N, 7) in [-1, 1)
-    rho = height / width if p.size else 1.
-    w, h = (side, side) if p.crop == (1., 1.) else _crop_sides(p, u[:, 7:], rho)
+    v, side = 2 * u[:, :7] - 1, torch.ones_like(u[:, 0])  # (N, 7) in [-1, 1)
+    rho = height / width if p.size else 1.0
+    w, h = (side, side) if p.crop == (1.0, 1.0) else _crop_sides(p, u[:, 7:], rho)
     shift = [2 / s * (v[:, i] * p.translate * s).round() for i, s in ((0, width), (1, height))]
     c = torch.stack([(1 - w) * v[:, 2] + shift[0], (1 - h) * v[:, 3] + shift[1]], 1)
     flip = torch.where(u[:, 6] < p.flip_p, -w, w)
     return affine(flip, h, c, math.radians(p.rotate) * v[:, 4], math.radians(p.shear) * v[:, 5], width / height)
 
 # %% ../nbs/01_augment.ipynb #bb3d4e4f
-_LUMA = (.299, .587, .114)
+_LUMA = (0.299, 0.587, 0.114)
+
 
 @cache
-def _kept(values, device): return torch.tensor(values, device=device)
+def _kept(values, device):
+    return torch.tensor(values, device=device)
+
 
 def _constant(values, like):
     "A small constant on the device of `like`: made once for each device, so that a step copies nothing."
-    return torch.tensor(values, device=like.device) if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() else _kept(values, like.device)
+    return (
+        torch.tensor(values, device=like.device)
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        else _kept(values, like.device)
+    )
 
 # %% ../nbs/01_augment.ipynb #51c5f71c
 def colour_matrix(
-    b: torch.Tensor, # (N,) brightness factor, 1 = as it is
-    c: torch.Tensor, # (N,) contrast factor, 1 = as it is
-    s: torch.Tensor, # (N,) saturation factor, 1 = as it is, 0 = grey
-    hue: torch.Tensor, # (N,) turn of the colour circle, share of a full turn
-) -> torch.Tensor: # (N, 3, 3) C
+    b: torch.Tensor,  # (N,) brightness factor, 1 = as it is
+    c: torch.Tensor,  # (N,) contrast factor, 1 = as it is
+    s: torch.Tensor,  # (N,) saturation factor, 1 = as it is, 0 = grey
+    hue: torch.Tensor,  # (N,) turn of the colour circle, share of a full turn
+) -> torch.Tensor:  # (N, 3, 3) C
     "Brightness, contrast, saturation and hue as one linear map of colours."
-    I, J = torch.eye(3, device=b.device), _constant(((0., -1, 1), (1, 0, -1), (-1, 1, 0)), b) / math.sqrt(3)
-    G, L = torch.full_like(I, 1 / 3), _constant((_LUMA,) * 3, b)                    # L = 1 l^T
+    I, J = torch.eye(3, device=b.device), _constant(((0.0, -1, 1), (1, 0, -1), (-1, 1, 0)), b) / math.sqrt(3)
+    G, L = torch.full_like(I, 1 / 3), _constant((_LUMA,) * 3, b)  # L = 1 l^T
     theta, s = 2 * math.pi * hue[:, None, None], s[:, None, None]
     S = s * I + (1 - s) * L
     T = G + theta.cos() * (I - G) + theta.sin() * J
-    return (b * c)[:, None, None] * (S @ T)                                       # (N, 3, 3)
+    return (b * c)[:, None, None] * (S @ T)  # (N, 3, 3)
 
 # %% ../nbs/01_augment.ipynb #40fbdccd
 def _draw_colour(p, u):
     "C (N, 3, 3) and the share (N,) of mean luma that contrast adds, from dice `u` (N, 6)."
-    jitter = (u[:, 4:5] < p.jitter_p) * (2 * u[:, :4] - 1)                         # (N, 4), 0 = as it is
+    jitter = (u[:, 4:5] < p.jitter_p) * (2 * u[:, :4] - 1)  # (N, 4), 0 = as it is
     b, c, s = (1 + jitter[:, i] * r for i, r in enumerate((p.brightness, p.contrast, p.saturation)))
     s = s * (u[:, 5] >= p.grey_p)
     return colour_matrix(b, c, s, jitter[:, 3] * p.hue), (1 - c) * b
@@ -174,26 +228,28 @@ def _draw_colour(p, u):
 # %% ../nbs/01_augment.ipynb #824e17fe
 class Draws(NamedTuple):
     "The dice of a batch, one row per image: all that is random, nothing of the pixels."
-    affine: torch.Tensor   # (N, 2, 3) A: view coordinates to image coordinates, both in [-1, 1]
-    colour: torch.Tensor   # (N, 3, 3) C
-    lift: torch.Tensor     # (N,) share of the view's mean luma that contrast adds
-    sigma: torch.Tensor    # (N,) standard deviation of the blur, pixels of the view; 0 = none
-    solarise: torch.Tensor # (N,) 1 = solarised, 0 = not
-    box: torch.Tensor      # (N, 3) cutout: centre x, centre y and half the side, on the view's [-1, 1]
 
-    def rows(self, index) -> "Draws": # index: a slice or an index tensor
+    affine: torch.Tensor  # (N, 2, 3) A: view coordinates to image coordinates, both in [-1, 1]
+    colour: torch.Tensor  # (N, 3, 3) C
+    lift: torch.Tensor  # (N,) share of the view's mean luma that contrast adds
+    sigma: torch.Tensor  # (N,) standard deviation of the blur, pixels of the view; 0 = none
+    solarise: torch.Tensor  # (N,) 1 = solarised, 0 = not
+    box: torch.Tensor  # (N, 3) cutout: centre x, centre y and half the side, on the view's [-1, 1]
+
+    def rows(self, index) -> "Draws":  # index: a slice or an index tensor
         "The same dice for some of the images."
         return Draws(*(t[index] for t in self))
 
 # %% ../nbs/01_augment.ipynb #7196218e
-_DICE = (7 + 2 * _TRIES, 6, 3, 3) # geometry, colour, blur and solarise, cutout
+_DICE = (7 + 2 * _TRIES, 6, 3, 3)  # geometry, colour, blur and solarise, cutout
+
 
 def draw(
     policy: Policy,
-    n: int,      # images in the (global) batch
-    height: int, # of the images, pixels
+    n: int,  # images in the (global) batch
+    height: int,  # of the images, pixels
     width: int,  # of the images, pixels
-    generator: torch.Generator, # the only source of randomness; the draws are on its device
+    generator: torch.Generator,  # the only source of randomness; the draws are on its device
 ) -> Draws:
     "Throw the dice for `n` images with one call of the generator; nothing waits for the device."
     u = torch.rand(n, sum(_DICE), generator=generator, device=generator.device)
@@ -201,7 +257,7 @@ def draw(
     lo, hi = policy.blur_sigma
     sigma = (e[:, 0] < policy.blur_p) * (lo + (hi - lo) * e[:, 1])
     box = torch.stack([2 * o[:, 0] - 1, 2 * o[:, 1] - 1, policy.cutout * o[:, 2]], 1)
-    with torch.autocast(u.device.type, enabled=False):                            # never in 16 bits
+    with torch.autocast(u.device.type, enabled=False):  # never in 16 bits
         A, (C, lift) = _draw_affine(policy, g, height, width), _draw_colour(policy, k)
     return Draws(A, C, lift, sigma, (e[:, 2] < policy.solarise_p).float(), box)
 
@@ -210,46 +266,48 @@ def _centres(n, like):
     "Centres of `n` pixels in [-1, 1]."
     return (torch.arange(n, device=like.device, dtype=like.dtype) * 2 + 1) / n - 1
 
+
 def grid(
-    A: torch.Tensor, # (N, 2, 3) view coordinates to image coordinates
-    height: int, # of the view, pixels
+    A: torch.Tensor,  # (N, 2, 3) view coordinates to image coordinates
+    height: int,  # of the view, pixels
     width: int,  # of the view, pixels
-) -> torch.Tensor: # (N, height, width, 2) where each pixel of the view looks, x and y in [-1, 1]
+) -> torch.Tensor:  # (N, height, width, 2) where each pixel of the view looks, x and y in [-1, 1]
     "The places that a view asks for; equals `F.affine_grid(A, ..., align_corners=False)`."
     x, y = _centres(width, A), _centres(height, A)
-    row = (A[:, None, :, 0] * x[:, None] + A[:, None, :, 2]).flatten(1)            # (N, 2 * width)
-    step = A[:, None, :, 1].expand(-1, width, 2).reshape(len(A), -1)               # (N, 2 * width)
+    row = (A[:, None, :, 0] * x[:, None] + A[:, None, :, 2]).flatten(1)  # (N, 2 * width)
+    step = A[:, None, :, 1].expand(-1, width, 2).reshape(len(A), -1)  # (N, 2 * width)
     return torch.addcmul(row[:, None], y[:, None], step[:, None]).view(-1, height, width, 2)
 
 # %% ../nbs/01_augment.ipynb #e56e3a62
 def resample(
-    x: torch.Tensor, # (N, 3, H, W) float
-    A: torch.Tensor, # (N, 2, 3) view coordinates to image coordinates
-    height: int, # of the view, pixels
+    x: torch.Tensor,  # (N, 3, H, W) float
+    A: torch.Tensor,  # (N, 2, 3) view coordinates to image coordinates
+    height: int,  # of the view, pixels
     width: int,  # of the view, pixels
-    padding: str = "reflection", # what lies outside the image
-    widest: float = 1., # side of the largest crop, share of the image
-) -> torch.Tensor: # (N, 3, height, width)
+    padding: str = "reflection",  # what lies outside the image
+    widest: float = 1.0,  # side of the largest crop, share of the image
+) -> torch.Tensor:  # (N, 3, height, width)
     "All the geometry in one bilinear resampling, averaged over k x k samples where it shrinks."
-    k = max(1, int(widest * max(x.shape[-2] / height, x.shape[-1] / width) + .5))
+    k = max(1, int(widest * max(x.shape[-2] / height, x.shape[-1] / width) + 0.5))
     v = F.grid_sample(x, grid(A, k * height, k * width), "bilinear", padding, align_corners=False)
     return F.avg_pool2d(v, k) if k > 1 else v
 
 # %% ../nbs/01_augment.ipynb #49de2f40
 def recolour(
-    x: torch.Tensor, # (N, 3, H, W) float, 0 to 255
-    C: torch.Tensor, # (N, 3, 3) linear map of colours
-    lift: torch.Tensor, # (N,) share of the mean luma that is added
-    mean: tuple, # of each channel, 0 to 1
+    x: torch.Tensor,  # (N, 3, H, W) float, 0 to 255
+    C: torch.Tensor,  # (N, 3, 3) linear map of colours
+    lift: torch.Tensor,  # (N,) share of the mean luma that is added
+    mean: tuple,  # of each channel, 0 to 1
     std: tuple,  # of each channel, 0 to 1
-    out: torch.Tensor, # (N, 3, H, W) float, contiguous: filled with normalised colours
+    out: torch.Tensor,  # (N, 3, H, W) float, contiguous: filled with normalised colours
 ):
     "All the colour and the normalisation in one 3x4 matrix per image."
-    y = x.mean((2, 3)) @ _constant(_LUMA, x)                                       # (N,) mean luma, 0 to 255
-    mu, sd = _constant(mean, x)[:, None], _constant(std, x)[:, None]               # (3, 1)
-    offset = ((lift * y / 255)[:, None, None] - mu) / sd                           # (N, 3, 1)
+    y = x.mean((2, 3)) @ _constant(_LUMA, x)  # (N,) mean luma, 0 to 255
+    mu, sd = _constant(mean, x)[:, None], _constant(std, x)[:, None]  # (3, 1)
+    offset = ((lift * y / 255)[:, None, None] - mu) / sd  # (N, 3, 1)
     torch.baddbmm(offset, C / (255 * sd), x.flatten(2), out=out.flatten(2))
-    for i, (m, s) in enumerate(zip(mean, std)): out[:, i].clamp_(-m / s, (1 - m) / s)
+    for i, (m, s) in enumerate(zip(mean, std)):
+        out[:, i].clamp_(-m / s, (1 - m) / s)
 
 # %% ../nbs/01_augment.ipynb #9c39479c
 def _blur_along(x, g, axis):
@@ -258,69 +316,80 @@ def _blur_along(x, g, axis):
     padded = F.pad(x, (r, r, 0, 0) if axis == 3 else (0, 0, r, r), "reflect" if r < n else "replicate")
     g = g[:, :, None, None, None]
     out = padded.narrow(axis, 0, n) * g[:, 0]
-    for i in range(1, 2 * r + 1): out.addcmul_(padded.narrow(axis, i, n), g[:, i])
+    for i in range(1, 2 * r + 1):
+        out.addcmul_(padded.narrow(axis, i, n), g[:, i])
     return out
 
+
 def blur(
-    x: torch.Tensor, # (N, 3, H, W) float
-    sigma: torch.Tensor, # (N,) standard deviation, pixels; 0 = as it is
-    widest: float, # the largest sigma that can occur, pixels: fixes the number of taps
-) -> torch.Tensor: # (N, 3, H, W)
+    x: torch.Tensor,  # (N, 3, H, W) float
+    sigma: torch.Tensor,  # (N,) standard deviation, pixels; 0 = as it is
+    widest: float,  # the largest sigma that can occur, pixels: fixes the number of taps
+) -> torch.Tensor:  # (N, 3, H, W)
     "Separable Gaussian blur with one sigma per image, cut off at three times the widest."
     i = torch.arange(-math.ceil(3 * widest), math.ceil(3 * widest) + 1, device=x.device)
-    g = torch.softmax(-.5 * (i / sigma[:, None].clamp(min=1e-3)) ** 2, 1)          # (N, 2 r + 1)
+    g = torch.softmax(-0.5 * (i / sigma[:, None].clamp(min=1e-3)) ** 2, 1)  # (N, 2 r + 1)
     return _blur_along(_blur_along(x, g, 3), g, 2)
 
 # %% ../nbs/01_augment.ipynb #e2bf37de
 def solarise(
-    x: torch.Tensor, # (N, 3, H, W) normalised float
-    chosen: torch.Tensor, # (N,) 1 = solarise, 0 = leave
-    mean: tuple, # of each channel, 0 to 1
+    x: torch.Tensor,  # (N, 3, H, W) normalised float
+    chosen: torch.Tensor,  # (N,) 1 = solarise, 0 = leave
+    mean: tuple,  # of each channel, 0 to 1
     std: tuple,  # of each channel, 0 to 1
-) -> torch.Tensor: # (N, 3, H, W)
+) -> torch.Tensor:  # (N, 3, H, W)
     "Fold colours at one half, as Barlow Twins and BYOL do."
-    m = ((.5 - _constant(mean, x)) / _constant(std, x))[:, None, None]
+    m = ((0.5 - _constant(mean, x)) / _constant(std, x))[:, None, None]
     return torch.addcmul(x, (x - m).relu_(), chosen[:, None, None, None], value=-2)
 
 # %% ../nbs/01_augment.ipynb #9f0fa713
 def squares(
-    box: torch.Tensor, # (N, 3) centre x, centre y and half the side, on [-1, 1]
-    height: int, # of the view, pixels
+    box: torch.Tensor,  # (N, 3) centre x, centre y and half the side, on [-1, 1]
+    height: int,  # of the view, pixels
     width: int,  # of the view, pixels
-) -> torch.Tensor: # (N, 1, height, width) True where the square is
+) -> torch.Tensor:  # (N, 1, height, width) True where the square is
     "One square per image, for Cutout (DeVries and Taylor)."
-    cx, cy, half = box.T[:, :, None]                                               # (N, 1) each
+    cx, cy, half = box.T[:, :, None]  # (N, 1) each
     rows, cols = (_centres(height, box) - cy).abs() < half, (_centres(width, box) - cx).abs() < half
     return (rows[:, :, None] & cols[:, None])[:, None]
 
 # %% ../nbs/01_augment.ipynb #db4ac97c
-_CHUNK = 2 ** 18 # pixels of a CPU chunk
+_CHUNK = 2**18  # pixels of a CPU chunk
 
-def _in_chunks(x): return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+def _in_chunks(x):
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
 
 def _on_chosen(out, step, flags):
     "Replace the rows with a flag by `step(rows, flags)`; every row where asking for them would stall the device."
-    if not _in_chunks(out): out.copy_(step(out, flags))
-    elif len(i := flags.nonzero().squeeze(1)): out.index_copy_(0, i, step(out[i], flags[i]))
+    if not _in_chunks(out):
+        out.copy_(step(out, flags))
+    elif len(i := flags.nonzero().squeeze(1)):
+        out.index_copy_(0, i, step(out[i], flags[i]))
 
 # %% ../nbs/01_augment.ipynb #f345ada8
 def _apply_chunk(images, draws, policy, out):
     "Fill `out` (N, 3, h, w) with views of `images` (N, 3, H, W)."
     p, (h, w) = policy, out.shape[-2:]
     x = images.float()
-    still = p.crop == (1., 1.) and not any((p.flip_p, p.translate, p.rotate, p.shear)) and x.shape == out.shape
-    if not still: x = resample(x, draws.affine, h, w, p.padding, max(1., p.crop[1]) ** .5)
+    still = p.crop == (1.0, 1.0) and not any((p.flip_p, p.translate, p.rotate, p.shear)) and x.shape == out.shape
+    if not still:
+        x = resample(x, draws.affine, h, w, p.padding, max(1.0, p.crop[1]) ** 0.5)
     recolour(x, draws.colour, draws.lift, p.mean, p.std, out)
-    if p.blur_p: _on_chosen(out, lambda v, sigma: blur(v, sigma, p.blur_sigma[1]), draws.sigma)
-    if p.solarise_p: _on_chosen(out, lambda v, chosen: solarise(v, chosen, p.mean, p.std), draws.solarise)
-    if p.cutout: out.masked_fill_(squares(draws.box, h, w), 0.)
+    if p.blur_p:
+        _on_chosen(out, lambda v, sigma: blur(v, sigma, p.blur_sigma[1]), draws.sigma)
+    if p.solarise_p:
+        _on_chosen(out, lambda v, chosen: solarise(v, chosen, p.mean, p.std), draws.solarise)
+    if p.cutout:
+        out.masked_fill_(squares(draws.box, h, w), 0.0)
 
 # %% ../nbs/01_augment.ipynb #0af7ff3d
 def apply(
-    images: torch.Tensor, # (N, 3, H, W) uint8
-    draws: Draws, # one row per image
+    images: torch.Tensor,  # (N, 3, H, W) uint8
+    draws: Draws,  # one row per image
     policy: Policy,
-) -> torch.Tensor: # (N, 3, size, size) float32, normalised, on the images' device
+) -> torch.Tensor:  # (N, 3, size, size) float32, normalised, on the images' device
     "Views of a batch for given dice: deterministic, without a host-device synchronisation, fit for `torch.compile`."
     n, _, height, width = images.shape
     out = torch.empty(n, 3, policy.size or height, policy.size or width, device=images.device)
@@ -342,12 +411,13 @@ def _check_images(x):
 
 # %% ../nbs/01_augment.ipynb #e372f72d
 def augment(
-    images: torch.Tensor, # (N, 3, H, W) uint8
+    images: torch.Tensor,  # (N, 3, H, W) uint8
     policy: Policy,
-    generator: torch.Generator, # the only source of randomness; on the images' device
-    part: tuple = (0, 1), # (rank, ranks): the images are this rank's block of a batch that all ranks share
-) -> torch.Tensor: # (N, 3, size, size) float32, normalised, on the images' device
-    "One random view per image. Raises `ValueError` on another shape or dtype, an empty batch, a generator on another device."
+    generator: torch.Generator,  # the only source of randomness; on the images' device
+    part: tuple = (0, 1),  # (rank, ranks): the images are this rank's block of a batch that all ranks share
+) -> torch.Tensor:  # (N, 3, size, size) float32, normalised, on the images' device
+    """One random view per image. Raises `ValueError` on another shape or dtype, an empty batch, a generator on another
+    device."""
     _check_images(images)
     _expect(isinstance(policy, Policy), "policy as a Policy", type(policy).__name__)
     _expect(isinstance(generator, torch.Generator), "generator as a torch.Generator", type(generator).__name__)
@@ -360,38 +430,45 @@ def augment(
 
 # %% ../nbs/01_augment.ipynb #babbbd50
 def two_views(
-    images: torch.Tensor, # (N, 3, H, W) uint8
-    policies: tuple, # the Policy of the first view and that of the second
-    generator: torch.Generator, # the only source of randomness; on the images' device
-    part: tuple = (0, 1), # (rank, ranks), as in `augment`
-) -> tuple: # two (N, 3, size, size) float32
+    images: torch.Tensor,  # (N, 3, H, W) uint8
+    policies: tuple,  # the Policy of the first view and that of the second
+    generator: torch.Generator,  # the only source of randomness; on the images' device
+    part: tuple = (0, 1),  # (rank, ranks), as in `augment`
+) -> tuple:  # two (N, 3, size, size) float32
     "Two independent views of every image, as Barlow Twins wants them. Raises `ValueError` as `augment` does."
     _expect(len(policies) == 2, "2 policies", len(policies))
     return tuple(augment(images, p, generator, part) for p in policies)
 
 # %% ../nbs/01_augment.ipynb #1acc3383
 def normalise(
-    images: torch.Tensor, # (N, 3, H, W) uint8
-    policy: Policy, # only its size, mean and std are used
-) -> torch.Tensor: # (N, 3, size, size) float32, normalised, on the images' device
+    images: torch.Tensor,  # (N, 3, H, W) uint8
+    policy: Policy,  # only its size, mean and std are used
+) -> torch.Tensor:  # (N, 3, size, size) float32, normalised, on the images' device
     "What evaluation sees: nothing random. Raises `ValueError` as `augment` does."
     return augment(images, Policy(size=policy.size, mean=policy.mean, std=policy.std), torch.Generator(images.device))
 
 # %% ../nbs/01_augment.ipynb #c07e0002
 def cutmix(
-    views: tuple, # of one batch, (N, 3, size, size) float each
-    generator: torch.Generator, # the only source of randomness; on the views' device
-    p: float = 1., # probability that an image is mixed
-    part: tuple = (0, 1), # (rank, ranks), as in `augment`
-) -> tuple: # the mixed views; (N,) int64 row of the image that the square is from; (N,) float, share of the own image
-    "A square of the neighbour in every image (CutMix, Yun et al. 2019). Raises `ValueError` on no views, views of several shapes, a probability outside [0, 1] and `part` outside its range."
+    views: tuple,  # of one batch, (N, 3, size, size) float each
+    generator: torch.Generator,  # the only source of randomness; on the views' device
+    p: float = 1.0,  # probability that an image is mixed
+    part: tuple = (0, 1),  # (rank, ranks), as in `augment`
+    # the mixed views; (N,) int64 row of the image that the square is from; (N,) float, share of the own image
+) -> tuple:
+    """A square of the neighbour in every image (CutMix, Yun et al. 2019). Raises `ValueError` on no views, views of
+    several shapes, a probability outside [0, 1] and `part` outside its range."""
     _expect(0 <= p <= 1, "p in [0, 1]", p)
-    _expect(views and views[0].ndim == 4 and len({v.shape for v in views}) == 1, "views of one shape (N, 3, H, W)", [tuple(v.shape) for v in views])
+    _expect(
+        views and views[0].ndim == 4 and len({v.shape for v in views}) == 1,
+        "views of one shape (N, 3, H, W)",
+        [tuple(v.shape) for v in views],
+    )
     (n, _, height, width), device, (rank, ranks) = views[0].shape, views[0].device, part
     _expect(0 <= rank < ranks, "part as (rank, ranks) with 0 <= rank < ranks", part)
-    u = torch.rand(n * ranks, 4, generator=generator, device=device)[rank * n:(rank + 1) * n]
+    u = torch.rand(n * ranks, 4, generator=generator, device=device)[rank * n : (rank + 1) * n]
     row = torch.arange(n, device=device)
-    other = torch.where((row ^ 1) < n, row ^ 1, row)                               # the last of an odd batch stays as it is
-    half = (u[:, :1] / 2).sqrt() * (u[:, 1:2] < p) * (other != row)[:, None]       # (N, 1) on [-1, 1]: a square of side 2 is the image
+    other = torch.where((row ^ 1) < n, row ^ 1, row)  # the last of an odd batch stays as it is
+    # (N, 1) on [-1, 1]: a square of side 2 is the image
+    half = (u[:, :1] / 2).sqrt() * (u[:, 1:2] < p) * (other != row)[:, None]
     square = squares(torch.cat([(2 * u[:, 2:] - 1) * (1 - half), half], 1), height, width)
     return tuple(torch.where(square, v[other], v) for v in views), other, 1 - square.float().mean((1, 2, 3))

@@ -45,81 +45,117 @@ from .run.values import as_type, without_nan
 # %% ../nbs/11_batch.ipynb #b0000006
 def parameters_of(
     notebook: str | Path,  # a path, or an address that papermill reads
-) -> dict[str, object]:    # name -> default
+) -> dict[str, object]:  # name -> default
     "The parameters of a notebook; ValueError without exactly one cell of them, FileNotFoundError without the notebook."
-    cells = [c for c in papermill.iorw.load_notebook_node(str(notebook)).cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1: raise ValueError(f"expected one cell tagged parameters in {notebook}, got {len(cells)}")
-    pairs = [(n.targets[0] if isinstance(n, ast.Assign) else n.target, n.value) for n in ast.parse(cells[0].source).body if isinstance(n, (ast.Assign, ast.AnnAssign))]
+    cells = [
+        c for c in papermill.iorw.load_notebook_node(str(notebook)).cells if "parameters" in c.metadata.get("tags", [])
+    ]
+    if len(cells) != 1:
+        raise ValueError(f"expected one cell tagged parameters in {notebook}, got {len(cells)}")
+    pairs = [
+        (n.targets[0] if isinstance(n, ast.Assign) else n.target, n.value)
+        for n in ast.parse(cells[0].source).body
+        if isinstance(n, (ast.Assign, ast.AnnAssign))
+    ]
     return {target.id: ast.literal_eval(value) for target, value in pairs}
 
 # %% ../nbs/11_batch.ipynb #b0000010
 def read_grid(
     words: Iterable[str | Path],  # files of YAML, and settings NAME=VALUE that are laid over them
-) -> dict:                        # the grid; every value a word, for `typed`
+) -> dict:  # the grid; every value a word, for `typed`
     "A grid from files and settings; ValueError for what is neither, FileNotFoundError for a file that is not there."
     grid = {}
     for word in map(str, words):
         name, is_setting, value = word.partition("=")
-        if is_setting and name.isidentifier(): found = {name: yaml.load(value, yaml.BaseLoader) if value.lstrip()[:1] in ("[", "{", "'", '"') else value}
-        else: found = yaml.load(Path(word).read_text(encoding="utf-8"), yaml.BaseLoader)
-        if not isinstance(found, dict): raise ValueError(f"expected a grid of names and values in {word}, got {found!r}")
+        if is_setting and name.isidentifier():
+            found = {name: yaml.load(value, yaml.BaseLoader) if value.lstrip()[:1] in ("[", "{", "'", '"') else value}
+        else:
+            found = yaml.load(Path(word).read_text(encoding="utf-8"), yaml.BaseLoader)
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a grid of names and values in {word}, got {found!r}")
         grid |= found
     return grid
 
 # %% ../nbs/11_batch.ipynb #b0000013
 def typed(
-    name: str,         # of a parameter
-    value: object,     # given: a word, or a value of Python's
-    default: object,   # of the notebook
-) -> object:           # the value, of the default's type
+    name: str,  # of a parameter
+    value: object,  # given: a word, or a value of Python's
+    default: object,  # of the notebook
+) -> object:  # the value, of the default's type
     "ValueError for a value that is none of the default's type."
     wanted = type(default)
-    if wanted not in (str, int, float, bool): return yaml.safe_load(value) if isinstance(value, str) else value
-    try: return as_type(name, wanted, value)
-    except TypeError as err: raise ValueError(f"expected {name} to be {wanted.__name__} like its default {default!r}, got {value!r}") from err
+    if wanted not in (str, int, float, bool):
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        return as_type(name, wanted, value)
+    except TypeError as err:
+        raise ValueError(
+            f"expected {name} to be {wanted.__name__} like its default {default!r}, got {value!r}"
+        ) from err
+
 
 def columns(
-    grid: dict,      # names and values
+    grid: dict,  # names and values
     defaults: dict,  # from `parameters_of`
 ) -> dict[str, list]:  # every name with the values it takes
-    "The grid as lists of typed values; ValueError for an unknown name, a wrong type, a list that is empty or holds a value twice."
-    if "run_dir" in grid: raise ValueError(f"expected no run_dir, because the batch names the directories, got {grid['run_dir']!r}")
+    """The grid as lists of typed values; ValueError for an unknown name, a wrong type, a list that is empty or holds a
+    value twice."""
+    if "run_dir" in grid:
+        raise ValueError(f"expected no run_dir, because the batch names the directories, got {grid['run_dir']!r}")
     seeds = grid.get("seeds")
-    given = {k: v for k, v in grid.items() if k not in ("exclude", "seeds")} | ({} if seeds is None else {"seed": seeds if isinstance(seeds, list) else list(range(as_type("seeds", int, seeds)))})
+    given = {k: v for k, v in grid.items() if k not in ("exclude", "seeds")} | (
+        {}
+        if seeds is None
+        else {"seed": seeds if isinstance(seeds, list) else list(range(as_type("seeds", int, seeds)))}
+    )
     for name in given.keys() - defaults.keys():
         near = difflib.get_close_matches(name, defaults, n=1)
-        raise ValueError(f"expected parameters of the notebook, got {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}; it has {', '.join(defaults)}")
-    lists = {name: [typed(name, v, defaults[name]) for v in (value if isinstance(value, list) else [value])] for name, value in given.items()}
+        raise ValueError(
+            f"expected parameters of the notebook, got {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}; it "
+            f"has {', '.join(defaults)}"
+        )
+    lists = {
+        name: [typed(name, v, defaults[name]) for v in (value if isinstance(value, list) else [value])]
+        for name, value in given.items()
+    }
     for name, values in lists.items():
-        if not values or len(set(values)) < len(values): raise ValueError(f"expected different values for {name}, at least one, got {values}")
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"expected different values for {name}, at least one, got {values}")
     return lists
 
 # %% ../nbs/11_batch.ipynb #b0000016
 @dataclass(frozen=True)
 class Run:
     "One combination of a grid."
-    run_dir: Path                       # root / slug-hash
-    parameters: dict                    # all of the notebook's
-    swept: tuple[str, ...] = ()         # the names that vary in the grid
+
+    run_dir: Path  # root / slug-hash
+    parameters: dict  # all of the notebook's
+    swept: tuple[str, ...] = ()  # the names that vary in the grid
 
     @property
-    def slug(self) -> str: return self.run_dir.name
+    def slug(self) -> str:
+        return self.run_dir.name
+
 
 def name_of(
     parameters: dict,  # all of a run
     swept: Iterable[str],  # names that go into the slug
-) -> str:              # a readable slug and eight digits of the hash
+) -> str:  # a readable slug and eight digits of the hash
     "The name of a run's directory."
     kept = {k: v for k, v in sorted(parameters.items()) if k not in ("run_dir", "wandb_project")}
     words = [f"{name}_{re.sub(r'[^A-Za-z0-9.+]+', '-', str(parameters[name])).strip('-.')[-24:]}" for name in swept]
-    return "-".join([*("-".join(words)[:80].strip("-_."),), hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:8]]).lstrip("-")
+    return "-".join(
+        [*("-".join(words)[:80].strip("-_."),), hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:8]]
+    ).lstrip("-")
+
 
 def runs_of(
-    grid: dict,            # names and values
+    grid: dict,  # names and values
     notebook: str | Path,  # whose parameters they are
-    root: str | Path,      # where the run directories go
-) -> list[Run]:            # the seed varies slowest
-    "The runs of a grid; errors are those of `columns`, and ValueError for an exclusion that matches nothing or everything."
+    root: str | Path,  # where the run directories go
+) -> list[Run]:  # the seed varies slowest
+    """The runs of a grid; errors are those of `columns`, and ValueError for an exclusion that matches nothing or
+    everything."""
     defaults = parameters_of(notebook)
     lists = columns(grid, defaults)
     lists = {"seed": lists["seed"]} | lists if "seed" in lists else lists
@@ -127,10 +163,14 @@ def runs_of(
     combinations = [dict(zip(lists, values)) for values in product(*lists.values())]
     for drop in ({k: typed(k, v, defaults[k]) for k, v in e.items()} for e in grid.get("exclude", [])):
         left = [c for c in combinations if not drop.items() <= c.items()]
-        if len(left) in (0, len(combinations)): raise ValueError(f"expected an exclusion that matches some of the {len(combinations)} runs, got {drop}")
+        if len(left) in (0, len(combinations)):
+            raise ValueError(f"expected an exclusion that matches some of the {len(combinations)} runs, got {drop}")
         combinations = left
     names = [name_of(defaults | c, swept) for c in combinations]
-    return [Run(Path(root) / name, defaults | c | {"run_dir": (Path(root) / name).as_posix()}, tuple(swept)) for name, c in zip(names, combinations)]
+    return [
+        Run(Path(root) / name, defaults | c | {"run_dir": (Path(root) / name).as_posix()}, tuple(swept))
+        for name, c in zip(names, combinations)
+    ]
 
 # %% ../nbs/11_batch.ipynb #b0000019
 ASK = """
@@ -143,28 +183,42 @@ for name, parameters in json.load(sys.stdin):
 print(json.dumps(wrong))
 """
 
+
 def validate(
-    runs: list[Run],       # of a grid
+    runs: list[Run],  # of a grid
     notebook: str | Path,  # that they execute
 ) -> None:
     "Nothing, or ValueError with every run that TrainConfig refuses and why."
-    if not any("config_from(globals())" in c.source for c in papermill.iorw.load_notebook_node(str(notebook)).cells): return
-    asked = subprocess.run([sys.executable, "-c", ASK], input=json.dumps([(r.slug, r.parameters) for r in runs]), capture_output=True, text=True)
-    if asked.returncode: raise RuntimeError(f"expected an answer of TrainConfig, got {asked.stderr[-2000:]}")
+    if not any("config_from(globals())" in c.source for c in papermill.iorw.load_notebook_node(str(notebook)).cells):
+        return
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK],
+        input=json.dumps([(r.slug, r.parameters) for r in runs]),
+        capture_output=True,
+        text=True,
+    )
+    if asked.returncode:
+        raise RuntimeError(f"expected an answer of TrainConfig, got {asked.stderr[-2000:]}")
     if wrong := json.loads(asked.stdout.splitlines()[-1]):
-        raise ValueError(f"expected parameters that TrainConfig accepts, got {len(wrong)} of {len(runs)} runs refused:\n" + "\n".join(wrong[:20]))
+        raise ValueError(
+            f"expected parameters that TrainConfig accepts, got {len(wrong)} of {len(runs)} runs refused:\n"
+            + "\n".join(wrong[:20])
+        )
 
 # %% ../nbs/11_batch.ipynb #b0000022
 def read_json(
-    path: Path,   # of an object
-) -> dict | None: # None where there is none, or not a whole one
+    path: Path,  # of an object
+) -> dict | None:  # None where there is none, or not a whole one
     "The object in a JSON file."
-    try: found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError): return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
     return found if isinstance(found, dict) else None
 
+
 def write_json(
-    path: Path,     # appears whole or not at all
+    path: Path,  # appears whole or not at all
     content: dict,  # what goes in
 ) -> None:
     "Write beside, flush to the disk, then replace."
@@ -175,135 +229,213 @@ def write_json(
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    finally: beside.unlink(missing_ok=True)
+    finally:
+        beside.unlink(missing_ok=True)
+
 
 def state_of(
     run_dir: Path,  # of a run
     data: dict[str, str] | None = None,  # what lies there now, see `FilesNamed`; None = not asked
-) -> str:           # "done", "changed", "failed", "interrupted" or "waiting"
+) -> str:  # "done", "changed", "failed", "interrupted" or "waiting"
     "What has become of a run, from its files alone, and whether what it was made of is still the same."
     status = read_json(run_dir / "status.json")
     if status and status["exit"] == 0 and read_json(run_dir / "result.json"):
         then = status.get("data", {})
         return "changed" if any(then[word] != now for word, now in (data or {}).items() if word in then) else "done"
-    if status and status["error"]: return "failed"
-    return "interrupted" if (run_dir / "attempt.ipynb").exists() or (run_dir / "config.json").exists() or (run_dir / "result.json").exists() else "waiting"
+    if status and status["error"]:
+        return "failed"
+    return (
+        "interrupted"
+        if (run_dir / "attempt.ipynb").exists()
+        or (run_dir / "config.json").exists()
+        or (run_dir / "result.json").exists()
+        else "waiting"
+    )
 
 # %% ../nbs/11_batch.ipynb #afc35128
 def what_lies_at(
     path: str,  # of a file or a folder
-) -> str:       # 16 hexadecimal digits
-    "Changes with the names and sizes of a folder's files, the index of a .zip, the content of another file; of more than 64 MB the size."
+) -> str:  # 16 hexadecimal digits
+    """Changes with the names and sizes of a folder's files, the index of a .zip, the content of another file; of more
+    than 64 MB the size."""
     total = hashlib.sha256()
     for here, below, files in os.walk(path):
         below[:] = sorted(b for b in below if not b.startswith("."))
         for name in sorted(f for f in files if not f.startswith(".")):
             file = os.path.join(here, name)
-            told = what_lies_at(file) if name.lower().endswith(".csv") else os.path.getsize(file) if os.path.exists(file) else 0
+            told = (
+                what_lies_at(file)
+                if name.lower().endswith(".csv")
+                else os.path.getsize(file)
+                if os.path.exists(file)
+                else 0
+            )
             total.update(f"{os.path.relpath(file, path)} {told}\n".encode("utf-8", "surrogateescape"))
     if os.path.isfile(path):
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive: told = [(m.filename, m.CRC, m.file_size) for m in archive.infolist()]
+            with zipfile.ZipFile(path) as archive:
+                told = [(m.filename, m.CRC, m.file_size) for m in archive.infolist()]
             total.update(json.dumps(told).encode())
-        else: total.update(Path(path).read_bytes() if os.path.getsize(path) <= 2**26 else str(os.path.getsize(path)).encode())
+        else:
+            total.update(
+                Path(path).read_bytes() if os.path.getsize(path) <= 2**26 else str(os.path.getsize(path)).encode()
+            )
     return total.hexdigest()[:16]
+
 
 class FilesNamed(dict):
     "What lies at each path, asked once."
+
     def __missing__(self, path: str) -> str:
         self[path] = what_lies_at(path)
         return self[path]
 
-    def by(self,
-           parameters: dict,     # of a run
-           ) -> dict[str, str]:  # of the files and folders that they name
+    def by(
+        self,
+        parameters: dict,  # of a run
+    ) -> dict[str, str]:  # of the files and folders that they name
         "What a run is made of."
         words = [str(v) for name, v in parameters.items() if name != "run_dir" and isinstance(v, str) and v]
-        paths = [p for w in words for p in ([w] if os.path.exists(w) else map(str.strip, w.split(","))) if p and os.path.exists(p)]
+        paths = [
+            p
+            for w in words
+            for p in ([w] if os.path.exists(w) else map(str.strip, w.split(",")))
+            if p and os.path.exists(p)
+        ]
         return {p: self[p] for p in paths}
 
 # %% ../nbs/11_batch.ipynb #b0000025
 def lock(
     run_dir: Path,  # made when it is not there
-) -> int | None:    # a file descriptor to be closed; None when another process has the run
+) -> int | None:  # a file descriptor to be closed; None when another process has the run
     "Take a run, without waiting."
     run_dir.mkdir(parents=True, exist_ok=True)
     held = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         import fcntl
+
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(held)
         return None
-    except (ImportError, OSError): pass                               # Windows, some network disks: no locks
+    except (ImportError, OSError):
+        pass  # Windows, some network disks: no locks
     return held
 
 # %% ../nbs/11_batch.ipynb #b0000028
 def execute(
-    notebook: str,      # papermill reads it
-    output: str,        # papermill writes it, cell by cell
-    parameters: dict,   # set in the notebook
+    notebook: str,  # papermill reads it
+    output: str,  # papermill writes it, cell by cell
+    parameters: dict,  # set in the notebook
     cell_timeout: int,  # seconds that one cell may take; 0 = any
-) -> tuple[int, str]:   # exit code, and what went wrong
+) -> tuple[int, str]:  # exit code, and what went wrong
     "Execute a notebook in this process and a kernel."
     try:
         with tempfile.TemporaryDirectory(prefix="semissl-") as sockets:
-            ipc = {} if os.name == "nt" else {"config": Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})}
-            papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", language="python", progress_bar=False, execution_timeout=cell_timeout or None, coalesce_streams=True, **ipc)
+            ipc = (
+                {}
+                if os.name == "nt"
+                else {"config": Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})}
+            )
+            papermill.execute_notebook(
+                notebook,
+                output,
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                execution_timeout=cell_timeout or None,
+                coalesce_streams=True,
+                **ipc,
+            )
         return 0, ""
-    except papermill.PapermillExecutionError as err: return 1, f"cell {err.cell_index}: {err.ename}: {err.evalue}"
-    except DeadKernelError: return 138, "the kernel died; when nothing else is known, memory ran out"
-    except CellTimeoutError: return 124, f"a cell took more than {cell_timeout} s"
-    except Exception as err: return 1, f"{type(err).__name__}: {err}"  # no such notebook, no disk left
+    except papermill.PapermillExecutionError as err:
+        return 1, f"cell {err.cell_index}: {err.ename}: {err.evalue}"
+    except DeadKernelError:
+        return 138, "the kernel died; when nothing else is known, memory ran out"
+    except CellTimeoutError:
+        return 124, f"a cell took more than {cell_timeout} s"
+    except Exception as err:
+        return 1, f"{type(err).__name__}: {err}"  # no such notebook, no disk left
+
 
 def end_everything() -> None:
     "End this process with all it has started, now."
-    import psutil                                                     # comes with ipykernel
-    for child in psutil.Process().children(recursive=True): child.kill()
+    import psutil  # comes with ipykernel
+
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
     os._exit(137)
 
+
 def attempt() -> None:
-    "The process of one attempt: the job is a line of JSON on standard input; when that ends, whoever started this is gone."
+    """The process of one attempt: the job is a line of JSON on standard input; when that ends, whoever started this is
+    gone."""
     job = json.loads(sys.stdin.readline())
+
     def watch():
         sys.stdin.read()
         end_everything()
+
     threading.Thread(target=watch, daemon=True).start()
     code, error = execute(**job)
     print(json.dumps(error), flush=True)
-    os._exit(code)                                                    # the watcher has no say any more
+    os._exit(code)  # the watcher has no say any more
 
 # %% ../nbs/11_batch.ipynb #b0000030
 BEGINS = "---- attempt"
 
+
 def attempts_of(
     run_dir: Path,  # of a run
-) -> int:           # those that were cut off included
+) -> int:  # those that were cut off included
     "How often a run was started."
-    try: return sum(line.startswith(BEGINS) for line in (run_dir / "attempt.log").read_text(encoding="utf-8", errors="replace").splitlines())
-    except FileNotFoundError: return 0
+    try:
+        return sum(
+            line.startswith(BEGINS)
+            for line in (run_dir / "attempt.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        )
+    except FileNotFoundError:
+        return 0
+
 
 @dataclass
 class Attempt:
     "An attempt under way, made by `start`."
+
     run: Run
     notebook: str
     process: subprocess.Popen
-    lock: int                                                         # descriptor
-    slot: int = 0                                                     # among those at the same time
-    data: dict[str, str] = field(default_factory=dict)                # what the run is made of, see `FilesNamed`
-    began: float = field(default_factory=time.time)                   # seconds since 1970
-    clock: float = field(default_factory=time.monotonic)              # seconds, never jumps
+    lock: int  # descriptor
+    slot: int = 0  # among those at the same time
+    data: dict[str, str] = field(default_factory=dict)  # what the run is made of, see `FilesNamed`
+    began: float = field(default_factory=time.time)  # seconds since 1970
+    clock: float = field(default_factory=time.monotonic)  # seconds, never jumps
 
     def finish(self) -> dict:  # the content of status.json
         "Wait for the end, say how it was, free the run."
         told, code, run_dir = self.process.stdout.read(), self.process.wait(), self.run.run_dir
         self.process.stdin.close()
         whole, result = Path(self.notebook).name, read_json(run_dir / "result.json")
-        error = (json.loads(told) if told else f"the process was ended by signal {-code}" if code < 0 else f"the process ended with exit code {code}") or ("" if result else "the notebook ended without a whole result.json")
-        status = dict(exit=code, error=error, began=self.began, seconds=round(time.monotonic() - self.clock, 2), attempts=attempts_of(run_dir), data=self.data)
-        if (run_dir / "attempt.ipynb").exists(): os.replace(run_dir / "attempt.ipynb", run_dir / ("failed.ipynb" if error else whole))
-        if not error: (run_dir / "failed.ipynb").unlink(missing_ok=True)
+        error = (
+            json.loads(told)
+            if told
+            else f"the process was ended by signal {-code}"
+            if code < 0
+            else f"the process ended with exit code {code}"
+        ) or ("" if result else "the notebook ended without a whole result.json")
+        status = dict(
+            exit=code,
+            error=error,
+            began=self.began,
+            seconds=round(time.monotonic() - self.clock, 2),
+            attempts=attempts_of(run_dir),
+            data=self.data,
+        )
+        if (run_dir / "attempt.ipynb").exists():
+            os.replace(run_dir / "attempt.ipynb", run_dir / ("failed.ipynb" if error else whole))
+        if not error:
+            (run_dir / "failed.ipynb").unlink(missing_ok=True)
         write_json(run_dir / "status.json", status)
         os.close(self.lock)
         return status
@@ -314,21 +446,36 @@ class Attempt:
         self.process.wait()
         os.close(self.lock)
 
+
 def start(
-    run: Run,               # to be executed
-    notebook: str | Path,   # papermill reads it
-    held: int,              # its lock, which the process keeps too
+    run: Run,  # to be executed
+    notebook: str | Path,  # papermill reads it
+    held: int,  # its lock, which the process keeps too
     cell_timeout: int = 0,  # seconds that one cell may take; 0 = any
-    slot: int = 0,          # among the runs at the same time
-    **environment: str,     # for the process
-) -> Attempt:               # under way
-    "Start an attempt in a process of its own; what it and its kernel say goes to attempt.log, after that of earlier attempts."
-    data = FilesNamed().by(run.parameters)                            # before it reads them: what is changed meanwhile shows
+    slot: int = 0,  # among the runs at the same time
+    **environment: str,  # for the process
+) -> Attempt:  # under way
+    """Start an attempt in a process of its own; what it and its kernel say goes to attempt.log, after that of earlier
+    attempts."""
+    data = FilesNamed().by(run.parameters)  # before it reads them: what is changed meanwhile shows
     with open(run.run_dir / "attempt.log", "a", encoding="utf-8") as log:
         print(f"{BEGINS} {time.strftime('%Y-%m-%d %H:%M:%S')}", file=log, flush=True)
-        process = subprocess.Popen([sys.executable, "-c", "from semissl.batch import attempt; attempt()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                                   env={**os.environ, **environment}, pass_fds=() if os.name == "nt" else (held,), start_new_session=True)
-    job = dict(notebook=str(notebook), output=str(run.run_dir / "attempt.ipynb"), parameters=run.parameters, cell_timeout=cell_timeout)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from semissl.batch import attempt; attempt()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **environment},
+            pass_fds=() if os.name == "nt" else (held,),
+            start_new_session=True,
+        )
+    job = dict(
+        notebook=str(notebook),
+        output=str(run.run_dir / "attempt.ipynb"),
+        parameters=run.parameters,
+        cell_timeout=cell_timeout,
+    )
     process.stdin.write(json.dumps(job) + "\n")
     process.stdin.flush()
     return Attempt(run, str(notebook), process, held, slot, data)
@@ -336,36 +483,50 @@ def start(
 # %% ../nbs/11_batch.ipynb #b0000033
 def clock(
     seconds: float,  # a duration
-) -> str:            # 1:02:03 or 2:03
+) -> str:  # 1:02:03 or 2:03
     "A duration as hours, minutes and seconds."
     minutes, s = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{s:02}" if minutes >= 60 else f"{minutes}:{s:02}"
 
+
 def how_far(
     run_dir: Path,  # of a run under way
-) -> str:           # "step 120, loss 3.21" or ""
+) -> str:  # "step 120, loss 3.21" or ""
     "The last whole row of metrics.csv."
-    try: head, *rows = (run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
-    except (FileNotFoundError, ValueError): return ""
+    try:
+        head, *rows = (run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    except (FileNotFoundError, ValueError):
+        return ""
     rows = [r for r in rows if r.endswith("\n")]
     row = dict(zip(head.strip().split(","), rows[-1].strip().split(","))) if rows else {}
     return f"step {row['step']}, loss {float(row['loss']):.2f}" if {"step", "loss"} <= row.keys() else ""
 
+
 @dataclass
 class Board:
     "The state of every run of a batch, as text."
-    states: dict[str, str]                                            # slug -> state
-    jobs: int                                                         # runs at a time
-    took: list[float] = field(default_factory=list)                   # seconds of each run that this batch finished
-    running: dict[str, Attempt] = field(default_factory=dict)         # slug -> attempt
+
+    states: dict[str, str]  # slug -> state
+    jobs: int  # runs at a time
+    took: list[float] = field(default_factory=list)  # seconds of each run that this batch finished
+    running: dict[str, Attempt] = field(default_factory=dict)  # slug -> attempt
 
     def text(self) -> str:
         "The table."
-        counts = {s: list(self.states.values()).count(s) for s in ("done", "running", "failed", "changed", "interrupted", "waiting", "elsewhere")}
+        counts = {
+            s: list(self.states.values()).count(s)
+            for s in ("done", "running", "failed", "changed", "interrupted", "waiting", "elsewhere")
+        }
         left = counts["running"] + counts["changed"] + counts["interrupted"] + counts["waiting"]
         when = f"; about {clock(sum(self.took) / len(self.took) * left / self.jobs)} left" if self.took and left else ""
         lines = [", ".join(f"{n} {s}" for s, n in counts.items() if n) + f" of {len(self.states)} runs{when}"]
-        return "\n".join(lines + [f"  {clock(time.monotonic() - a.clock):>7}  {slug}  {how_far(a.run.run_dir)}".rstrip() for slug, a in self.running.items()])
+        return "\n".join(
+            lines
+            + [
+                f"  {clock(time.monotonic() - a.clock):>7}  {slug}  {how_far(a.run.run_dir)}".rstrip()
+                for slug, a in self.running.items()
+            ]
+        )
 
 # %% ../nbs/11_batch.ipynb #b0000035
 def screen() -> Callable[[str, str], None]:  # (table, news) -> None
@@ -373,53 +534,67 @@ def screen() -> Callable[[str, str], None]:  # (table, news) -> None
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and hasattr(shell, "kernel"):
         from IPython.display import display
+
         handle = display({"text/plain": ""}, raw=True, display_id=True)
         return lambda table, news: handle.update({"text/plain": table}, raw=True)
-    if not sys.stderr.isatty(): return lambda table, news: news and print(news, file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        return lambda table, news: news and print(news, file=sys.stderr, flush=True)
     drawn = [0]
+
     def draw(table, news):
         back = f"\x1b[{drawn[0]}A" if drawn[0] else ""
         sys.stderr.write(f"{back}\x1b[J{news + chr(10) if news else ''}{table}\n")
         sys.stderr.flush()
         drawn[0] = table.count("\n") + 1
+
     return draw
 
 # %% ../nbs/11_batch.ipynb #b0000037
 def shard_of(
     runs: list,  # of a grid
     shard: str,  # "i/n", i from 0; "" = all
-) -> list:       # every n-th
+) -> list:  # every n-th
     "The part of a grid that this machine takes; ValueError for another form."
-    if not shard: return runs
+    if not shard:
+        return runs
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not found or not int(found[1]) < int(found[2]): raise ValueError(f"expected a shard like 0/8 to 7/8, got {shard!r}")
-    return runs[int(found[1])::int(found[2])]
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(f"expected a shard like 0/8 to 7/8, got {shard!r}")
+    return runs[int(found[1]) :: int(found[2])]
+
 
 def gpus() -> list[str]:  # names for CUDA_VISIBLE_DEVICES
     "The GPUs that this process may use."
-    if "CUDA_VISIBLE_DEVICES" in os.environ: return [g for g in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if g]
-    try: told = subprocess.run(["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True).stdout
-    except OSError: return []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [g for g in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if g]
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True
+        ).stdout
+    except OSError:
+        return []
     return told.split()
+
 
 def share(
     slot: int,  # of this run among those at the same time, from 0
     jobs: int,  # runs at the same time
 ) -> dict[str, str]:  # environment of its process
     "Which part of the machine a run gets."
-    if jobs == 1: return {}
+    if jobs == 1:
+        return {}
     mine, cores = gpus(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
     return threads | ({"CUDA_VISIBLE_DEVICES": mine[slot % len(mine)]} if len(mine) > 1 else {})
 
 # %% ../nbs/11_batch.ipynb #b0000039
 def take(
-    run: Run,             # not done when the batch began
-    board: Board,         # gets its state
-    notebook: str,        # what is executed
-    cell_timeout: int,    # seconds; 0 = any
-    **environment: str,   # for the process
-) -> bool:                # whether there is nothing left to start
+    run: Run,  # not done when the batch began
+    board: Board,  # gets its state
+    notebook: str,  # what is executed
+    cell_timeout: int,  # seconds; 0 = any
+    **environment: str,  # for the process
+) -> bool:  # whether there is nothing left to start
     "Start a run, unless another batch has it or has ended it meanwhile."
     held, before = lock(run.run_dir), board.states[run.slug]
     if held is None:
@@ -435,99 +610,132 @@ def take(
     board.states[run.slug] = "running"
     return True
 
+
 def ended(
-    slug: str,     # of a run whose process is gone
+    slug: str,  # of a run whose process is gone
     board: Board,  # gets its state
-) -> str:          # one line about it
+) -> str:  # one line about it
     "Take a run that has ended off the board."
     one = board.running.pop(slug)
     return news_of(one.run, one.finish(), board)
 
+
 def news_of(
-    run: Run,      # that has ended
+    run: Run,  # that has ended
     status: dict,  # of it
     board: Board,  # gets its state
-) -> str:          # one line about it
+) -> str:  # one line about it
     "Write the end of a run on the board."
     board.states[run.slug] = state_of(run.run_dir)
     board.took.append(status["seconds"])
     return f"{board.states[run.slug]:6} {clock(status['seconds']):>7}  {run.slug}  {status['error']}".rstrip()
 
+
 def work_through(
-    todo: list[Run],      # not done
-    notebook: str,        # what is executed
-    board: Board,         # kept up to date
-    cell_timeout: int,    # seconds; 0 = any
-    **environment: str,   # for the processes
+    todo: list[Run],  # not done
+    notebook: str,  # what is executed
+    board: Board,  # kept up to date
+    cell_timeout: int,  # seconds; 0 = any
+    **environment: str,  # for the processes
 ) -> None:
-    "Keep `jobs` attempts running until every run has ended, here or in another batch; whatever interrupts this ends them all."
+    """Keep `jobs` attempts running until every run has ended, here or in another batch; whatever interrupts this ends
+    them all."""
     show = screen()
     try:
         while todo or board.running:
             news = [ended(slug, board) for slug, a in list(board.running.items()) if a.process.poll() is not None]
             for run in list(todo):
-                if len(board.running) < board.jobs and take(run, board, notebook, cell_timeout, **environment): todo.remove(run)
+                if len(board.running) < board.jobs and take(run, board, notebook, cell_timeout, **environment):
+                    todo.remove(run)
             show(board.text(), "\n".join(news))
-            if board.running or todo: time.sleep(0.1 if board.running else 1.0)
+            if board.running or todo:
+                time.sleep(0.1 if board.running else 1.0)
     finally:
-        for a in board.running.values(): a.stop()
+        for a in board.running.values():
+            a.stop()
 
 # %% ../nbs/11_batch.ipynb #b0000040
 def run_batch(
-    grid: dict,                  # names and values, see `runs_of`
-    notebook: str | Path,        # what is executed
-    root: str | Path,            # the directory of the batch
-    jobs: int = 1,               # runs at a time, on this machine
+    grid: dict,  # names and values, see `runs_of`
+    notebook: str | Path,  # what is executed
+    root: str | Path,  # the directory of the batch
+    jobs: int = 1,  # runs at a time, on this machine
     retry_failed: bool = False,  # try failed runs again
-    shard: str = "",             # "i/n" of the grid; "" = all
-    cell_timeout: int = 0,       # seconds that one cell may take; 0 = any
-    dry_run: bool = False,       # only print what would be done
+    shard: str = "",  # "i/n" of the grid; "" = all
+    cell_timeout: int = 0,  # seconds that one cell may take; 0 = any
+    dry_run: bool = False,  # only print what would be done
     cluster: Callable | None = None,  # who runs them: None = this machine; see `on_ray`
-) -> dict[str, str]:             # name of each run -> "done", "failed" or what else it is
+) -> dict[str, str]:  # name of each run -> "done", "failed" or what else it is
     "Run what is not done yet; ValueError before anything starts when the grid is wrong. A run that fails is no error."
-    if jobs < 1: raise ValueError(f"expected at least one run at a time, got jobs={jobs}")
+    if jobs < 1:
+        raise ValueError(f"expected at least one run at a time, got jobs={jobs}")
     runs = shard_of(runs_of(grid, notebook, root), shard)
     validate(runs, notebook)
     named = FilesNamed()
     board = Board({r.slug: state_of(r.run_dir, named.by(r.parameters)) for r in runs}, jobs)
     if changed := [slug for slug, state in board.states.items() if state == "changed"]:
-        print(f"{len(changed)} of {len(runs)} runs are done, but with other images or labels than there are now; they are trained anew, and the earlier results kept beside the new: {', '.join(changed[:5])}{', ...' if changed[5:] else ''}", file=sys.stderr)
-    if dry_run: print("\n".join(f"{state:12}{slug}" for slug, state in board.states.items()))
+        print(
+            f"{len(changed)} of {len(runs)} runs are done, but with other images or labels than there are now; they "
+            f"are trained anew, and the earlier results kept beside the new: "
+            f"{', '.join(changed[:5])}{', ...' if changed[5:] else ''}",
+            file=sys.stderr,
+        )
+    if dry_run:
+        print("\n".join(f"{state:12}{slug}" for slug, state in board.states.items()))
     todo = [r for r in runs if board.states[r.slug] != "done" and (retry_failed or board.states[r.slug] != "failed")]
     if todo and not dry_run:
-        group = os.environ.get("WANDB_RUN_GROUP", Path(root).name)    # W&B shows the runs of a batch as one group
-        try: (cluster or work_through)(todo, str(notebook), board, cell_timeout, WANDB_RUN_GROUP=group)
+        # W&B shows the runs of a batch as one group
+        group = os.environ.get("WANDB_RUN_GROUP", Path(root).name)
+        try:
+            (cluster or work_through)(todo, str(notebook), board, cell_timeout, WANDB_RUN_GROUP=group)
         finally:
-            if any(Path(root).glob("*/attempt.log")): collect(root)
+            if any(Path(root).glob("*/attempt.log")):
+                collect(root)
     return board.states
 
 # %% ../nbs/11_batch.ipynb #b0000042
 def flat(
-    content: dict,    # of result.json
-    prefix: str = "", # of the names
-) -> dict:            # "metrics.test_accuracy" -> value; lists as JSON
+    content: dict,  # of result.json
+    prefix: str = "",  # of the names
+) -> dict:  # "metrics.test_accuracy" -> value; lists as JSON
     "A nested object as one row."
     row = {}
     for key, value in content.items():
-        row |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: json.dumps(value) if isinstance(value, list) else value}
+        row |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {prefix + key: json.dumps(value) if isinstance(value, list) else value}
+        )
     return row
+
 
 def row_of(
     run_dir: Path,  # of a run
-) -> dict:          # flat
+) -> dict:  # flat
     "What became of a run, and its result."
     status = read_json(run_dir / "status.json") or {}
-    return {"run": run_dir.name, "state": state_of(run_dir)} | {k: status.get(k) for k in ("error", "began", "seconds")} | {"attempts": attempts_of(run_dir)} | flat(read_json(run_dir / "result.json") or {})
+    return (
+        {"run": run_dir.name, "state": state_of(run_dir)}
+        | {k: status.get(k) for k in ("error", "began", "seconds")}
+        | {"attempts": attempts_of(run_dir)}
+        | flat(read_json(run_dir / "result.json") or {})
+    )
+
 
 def collect(
-    root: str | Path,     # of a batch
+    root: str | Path,  # of a batch
 ) -> "pandas.DataFrame":  # one row per run
     "results.parquet and batch.html in the directory of a batch; FileNotFoundError without a run in it."
-    import pandas as pd                                               # half a second that an attempt does without
+    import pandas as pd  # half a second that an attempt does without
+
     dirs = sorted({p.parent for name in ("attempt.log", "result.json") for p in Path(root).glob(f"*/{name}")})
-    if not dirs: raise FileNotFoundError(f"expected the runs of a batch in {root}, got none")
+    if not dirs:
+        raise FileNotFoundError(f"expected the runs of a batch in {root}, got none")
     table = pd.DataFrame([row_of(d) for d in dirs])
-    for name, write in {"results.parquet": table.to_parquet, "batch.html": lambda p: p.write_text(page(table, Path(root)), encoding="utf-8")}.items():
+    for name, write in {
+        "results.parquet": table.to_parquet,
+        "batch.html": lambda p: p.write_text(page(table, Path(root)), encoding="utf-8"),
+    }.items():
         beside = Path(root, f".{name}.{os.getpid()}")
         write(beside)
         os.replace(beside, Path(root, name))
@@ -552,67 +760,112 @@ document.querySelectorAll("th").forEach((th, i) => th.onclick = () => {{
 }});
 </script></html>
 """
-SHOWN = ("metrics.test_accuracy", "metrics.validation_accuracy", "baselines.labels_only.test_accuracy", "baselines.ssl_then_probe.test_accuracy", "cost.training_seconds")
+SHOWN = (
+    "metrics.test_accuracy",
+    "metrics.validation_accuracy",
+    "baselines.labels_only.test_accuracy",
+    "baselines.ssl_then_probe.test_accuracy",
+    "cost.training_seconds",
+)
+
 
 def page_cell(
-    name: str,      # of the column
+    name: str,  # of the column
     value: object,  # of the row
-) -> str:           # of HTML
+) -> str:  # of HTML
     "One cell: numbers to four digits and to the right, nothing for no value."
-    if value is None or value != value: return "<td></td>"
-    if isinstance(value, (int, float)) and not isinstance(value, bool): return f'<td class="n">{value:.4g}</td>'
+    if value is None or value != value:
+        return "<td></td>"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f'<td class="n">{value:.4g}</td>'
     kind = value if name == "state" else "error" if name == "error" else ""
     return f'<td class="{kind}">{html.escape(str(value))}</td>'
 
+
 def page_row(
-    row: dict,           # of the table of `collect`
-    names: list[str],    # columns that are shown
-    root: Path,          # of the batch
-) -> str:                # of HTML
+    row: dict,  # of the table of `collect`
+    names: list[str],  # columns that are shown
+    root: Path,  # of the batch
+) -> str:  # of HTML
     "One line of the page: the run with a link to its executed notebook, then its values."
-    books = [p.name for p in sorted((root / row["run"]).glob("*.ipynb")) if (p.name == "failed.ipynb") == (row["state"] == "failed")]
+    books = [
+        p.name
+        for p in sorted((root / row["run"]).glob("*.ipynb"))
+        if (p.name == "failed.ipynb") == (row["state"] == "failed")
+    ]
     run = html.escape(row["run"])
     first = f'<a href="{run}/{books[0]}">{run}</a>' if books else run
     return f"<tr><td>{first}</td>" + "".join(page_cell(name, row.get(name)) for name in names) + "</tr>"
 
+
 def page(
     table: "pandas.DataFrame",  # of `collect`
-    root: Path,                 # of the batch
-) -> str:                       # HTML that needs nothing else
+    root: Path,  # of the batch
+) -> str:  # HTML that needs nothing else
     "The batch as a page: what was swept, what came out."
-    swept = [c for c in table if c.startswith("config.") and c not in ("config.run_dir", "config.wandb_project") and table[c].nunique(dropna=True) > 1]
-    names = ["state", *swept, *(c for c in SHOWN if c in table and table[c].notna().any()), "seconds", "attempts", *(["error"] if table["error"].fillna("").any() else [])]
+    swept = [
+        c
+        for c in table
+        if c.startswith("config.")
+        and c not in ("config.run_dir", "config.wandb_project")
+        and table[c].nunique(dropna=True) > 1
+    ]
+    names = [
+        "state",
+        *swept,
+        *(c for c in SHOWN if c in table and table[c].notna().any()),
+        "seconds",
+        "attempts",
+        *(["error"] if table["error"].fillna("").any() else []),
+    ]
     said = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items()) + f" of {len(table)} runs"
-    head = "".join(f"<th>{html.escape(c.removeprefix('config.').removeprefix('metrics.').replace('_', ' ').replace('.', ', '))}</th>" for c in ["run", *names])
-    return PAGE.format(title=f"Batch {html.escape(root.resolve().name)}", said=said, head=head, rows="\n".join(page_row(r, names, root) for r in table.to_dict("records")))
+    head = "".join(
+        f"<th>{html.escape(c.removeprefix('config.').removeprefix('metrics.').replace('_', ' ').replace('.', ', '))}</th>"
+        for c in ["run", *names]
+    )
+    return PAGE.format(
+        title=f"Batch {html.escape(root.resolve().name)}",
+        said=said,
+        head=head,
+        rows="\n".join(page_row(r, names, root) for r in table.to_dict("records")),
+    )
 
 # %% ../nbs/11_batch.ipynb #53f69636
 def number_or_word(value: object) -> object:
     "A setting as JSON reads it where it does, True and False as Python writes them."
-    try: return json.loads({"True": "true", "False": "false"}.get(value, value)) if isinstance(value, str) else value
-    except ValueError: return value
+    try:
+        return json.loads({"True": "true", "False": "false"}.get(value, value)) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
 
 def settings_at(
-    settings: str,          # NAME=VALUE joined by commas; N:NAME=VALUE holds for N labels per class alone
+    settings: str,  # NAME=VALUE joined by commas; N:NAME=VALUE holds for N labels per class alone
     labels_per_class: int,  # N
-) -> dict:                  # name -> value, see `number_or_word`
+) -> dict:  # name -> value, see `number_or_word`
     "The settings for one number of labels, its own laid over those for all; ValueError for another form."
     common, own = {}, {}
     for word in filter(None, map(str.strip, settings.split(","))):
         found = re.fullmatch(r"(?:(\d+):)?([A-Za-z_]\w*=.+)", word)
-        if not found: raise ValueError(f"expected NAME=VALUE or N:NAME=VALUE, got {word!r}")
-        if found[1] is None: common |= read_grid([found[2]])
-        elif int(found[1]) == labels_per_class: own |= read_grid([found[2]])
+        if not found:
+            raise ValueError(f"expected NAME=VALUE or N:NAME=VALUE, got {word!r}")
+        if found[1] is None:
+            common |= read_grid([found[2]])
+        elif int(found[1]) == labels_per_class:
+            own |= read_grid([found[2]])
     return {name: number_or_word(value) for name, value in (common | own).items()}
 
+
 def shortened(
-    given: dict,   # settings of a run
+    given: dict,  # settings of a run
     share: float,  # of its epochs or its budget, above 0 and up to 1
-    epochs: int,   # where the settings give neither
-) -> dict:         # the same, less long
+    epochs: int,  # where the settings give neither
+) -> dict:  # the same, less long
     "Settings of a run that takes a share of the time; ValueError for a share outside (0, 1]."
-    if not 0 < share <= 1: raise ValueError(f"expected a share above 0 and up to 1, got {share}")
-    if share == 1: return given
+    if not 0 < share <= 1:
+        raise ValueError(f"expected a share above 0 and up to 1, got {share}")
+    if share == 1:
+        return given
     if budget := given.get("budget", "").replace("overnight", "8 h"):
         amount, unit = re.fullmatch(r"([\d.e]+) ?(\w+)", budget).groups()
         return given | {"budget": f"{share * float(amount):.6f} {unit}"}
@@ -621,50 +874,59 @@ def shortened(
 # %% ../nbs/11_batch.ipynb #afe79f99
 def run_arms(
     arms: dict[str, dict],  # name -> what the arm changes
-    counts: list[int],      # labels per class
-    seeds: list[int],       # of label split, weights, batches and views
-    given: dict,            # parameters that all runs share, data for one
-    settings: str,          # laid over them, see `settings_at`
-    root: str | Path,       # root/arm/count is the directory of a batch
-    notebook: str | Path,   # train.ipynb
-    share: float = 1.0,     # of the length of each run, see `shortened`
+    counts: list[int],  # labels per class
+    seeds: list[int],  # of label split, weights, batches and views
+    given: dict,  # parameters that all runs share, data for one
+    settings: str,  # laid over them, see `settings_at`
+    root: str | Path,  # root/arm/count is the directory of a batch
+    notebook: str | Path,  # train.ipynb
+    share: float = 1.0,  # of the length of each run, see `shortened`
 ) -> list[tuple[str, Path]]:  # the arm and the directory of each run
     "Run what is not done yet; RuntimeError, when all the others have ended, for runs that failed."
     epochs, done, failed = parameters_of(notebook)["epochs"], [], []
     for count, (arm, changes) in product(counts, arms.items()):
-        grid = shortened(given | settings_at(settings, count) | changes, share, epochs) | {"labels_per_class": count, "seeds": seeds}
+        grid = shortened(given | settings_at(settings, count) | changes, share, epochs) | {
+            "labels_per_class": count,
+            "seeds": seeds,
+        }
         place = Path(root) / re.sub(r"[^A-Za-z0-9.]+", "_", arm).strip("_") / str(count)
         states = run_batch(grid, notebook, place, retry_failed=True)
         done += [(arm, place / slug) for slug, state in states.items() if state == "done"]
         failed += [f"{place / slug} ({state})" for slug, state in states.items() if state != "done"]
-    if failed: raise RuntimeError(f"expected every run done, got {len(failed)} that are not: {', '.join(failed)}")
+    if failed:
+        raise RuntimeError(f"expected every run done, got {len(failed)} that are not: {', '.join(failed)}")
     return done
 
 # %% ../nbs/11_batch.ipynb #b0000051
 def on_a_node(
-    run: Run,           # to be executed
-    notebook: str,      # papermill reads it
+    run: Run,  # to be executed
+    notebook: str,  # papermill reads it
     cell_timeout: int,  # seconds; 0 = any
-    folder: str,        # working directory, for paths that are relative
+    folder: str,  # working directory, for paths that are relative
     environment: dict,  # for the process
-) -> dict:              # the content of status.json
+) -> dict:  # the content of status.json
     "One run, wherever Ray has placed it; waits for the lock of a process that is about to go."
     os.chdir(folder)
-    while (held := lock(run.run_dir)) is None: time.sleep(1)
-    if state_of(run.run_dir, FilesNamed().by(run.parameters)) != "done": return start(run, notebook, held, cell_timeout, **environment).finish()
+    while (held := lock(run.run_dir)) is None:
+        time.sleep(1)
+    if state_of(run.run_dir, FilesNamed().by(run.parameters)) != "done":
+        return start(run, notebook, held, cell_timeout, **environment).finish()
     os.close(held)
     return read_json(run.run_dir / "status.json")
 
+
 def on_ray(
-    address: str = "auto",   # of the cluster
-    gpus: float = 0.0,       # that a run takes; half a one lets two share
-    cpus: float = 1.0,       # that a run takes
-    retries: int = 10,       # when its node is lost
-) -> Callable:               # for `run_batch`
+    address: str = "auto",  # of the cluster
+    gpus: float = 0.0,  # that a run takes; half a one lets two share
+    cpus: float = 1.0,  # that a run takes
+    retries: int = 10,  # when its node is lost
+) -> Callable:  # for `run_batch`
     "A cluster that runs a batch; ConnectionError when none answers."
+
     def work(todo, notebook, board, cell_timeout, **environment):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
+
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
         place = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=retries)(on_a_node)
         pending, show = {place.remote(r, notebook, cell_timeout, os.getcwd(), environment): r for r in todo}, screen()
@@ -673,34 +935,44 @@ def on_ray(
             news = []
             for ref in ray.wait(list(pending), timeout=1)[0]:
                 run = pending.pop(ref)
-                try: status = ray.get(ref)
-                except ray.exceptions.RayError as err: status = dict(seconds=0.0, error=f"Ray gave up: {type(err).__name__}")
+                try:
+                    status = ray.get(ref)
+                except ray.exceptions.RayError as err:
+                    status = dict(seconds=0.0, error=f"Ray gave up: {type(err).__name__}")
                 news.append(news_of(run, status, board))
             show(board.text(), "\n".join(news))
+
     return work
 
 # %% ../nbs/11_batch.ipynb #b0000061
 def packed(
     run_dir: Path,  # of a run
-) -> bytes:         # .tar.gz of its whole files
+) -> bytes:  # .tar.gz of its whole files
     "A run as one file."
     told = io.BytesIO()
     with tarfile.open(fileobj=told, mode="w:gz", compresslevel=1) as tar:
         for path in sorted(run_dir.rglob("*")):
-            if path.is_file() and not path.name.startswith("."): tar.add(path, path.relative_to(run_dir).as_posix())
+            if path.is_file() and not path.name.startswith("."):
+                tar.add(path, path.relative_to(run_dir).as_posix())
     return told.getvalue()
+
 
 def unpack(
     content: bytes,  # of `packed`
-    run_dir: Path,   # made when it is not there
+    run_dir: Path,  # made when it is not there
 ) -> None:
-    "The files of a run, each in place whole; ValueError, and nothing is changed, for an archive with anything but files below `run_dir`."
+    """The files of a run, each in place whole; ValueError, and nothing is changed, for an archive with anything but
+    files below `run_dir`."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".") as beside, tarfile.open(fileobj=io.BytesIO(content)) as tar:
+    with (
+        tempfile.TemporaryDirectory(dir=run_dir, prefix=".") as beside,
+        tarfile.open(fileobj=io.BytesIO(content)) as tar,
+    ):
         parts = []
-        for i, member in enumerate(tar):                              # by hand: Python 3.11 before 3.11.4 has no filter for extractall
+        for i, member in enumerate(tar):  # by hand: Python 3.11 before 3.11.4 has no filter for extractall
             place, part = run_dir / member.name, Path(beside, str(i))
-            if not member.isfile() or not place.resolve().is_relative_to(run_dir.resolve()): raise ValueError(f"expected the files of a run, got {member.name!r}")
+            if not member.isfile() or not place.resolve().is_relative_to(run_dir.resolve()):
+                raise ValueError(f"expected the files of a run, got {member.name!r}")
             part.write_bytes(tar.extractfile(member).read())
             os.utime(part, (member.mtime, member.mtime))
             parts.append((part, place))
@@ -708,24 +980,30 @@ def unpack(
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(part, place)
 
+
 def remote() -> None:
     "On the runtime: work through the runs of the job on standard input, and keep packed copies of what is new."
     job = json.loads(sys.stdin.read())
     os.chdir(job["folder"])
     runs = [Run(Path(r["run_dir"]), r) for r in job["runs"]]
     for run in runs:
-        if (sent := Path(f"{run.slug}.tar.gz")).exists() and not run.run_dir.exists(): unpack(sent.read_bytes(), run.run_dir)
+        if (sent := Path(f"{run.slug}.tar.gz")).exists() and not run.run_dir.exists():
+            unpack(sent.read_bytes(), run.run_dir)
     board, stamps, over = Board({r.slug: state_of(r.run_dir) for r in runs}, 1), {}, threading.Event()
+
     def keep():
-        while not over.wait(job["every"] / 2): pack_new(runs, stamps)
+        while not over.wait(job["every"] / 2):
+            pack_new(runs, stamps)
+
     threading.Thread(target=keep, daemon=True).start()
     work_through(list(runs), job["notebook"], board, job["cell_timeout"], **job["environment"])
     over.set()
-    pack_new(runs, stamps)                                            # the last runs; whoever asked stops looking when they have come
+    pack_new(runs, stamps)  # the last runs; whoever asked stops looking when they have come
+
 
 def pack_new(
     runs: list[Run],  # of a job
-    stamps: dict,     # slug -> time of the newest file that was packed; kept up to date
+    stamps: dict,  # slug -> time of the newest file that was packed; kept up to date
 ) -> None:
     "Pack each run that has changed; index.json, last, says which, and that this process lives."
     for run in runs:
@@ -747,20 +1025,29 @@ process.stdin.write(json.dumps(job))
 process.stdin.close()
 """
 
+
 @dataclass
 class Runtime:
     "A Colab runtime, by Google's command-line client."
-    session: str                                                      # its name
-    gpu: str                                                          # "T4", "L4", "A100", ...; "" for none
-    install: str                                                      # what pip installs there
-    every: float                                                      # seconds between two looks
+
+    session: str  # its name
+    gpu: str  # "T4", "L4", "A100", ...; "" for none
+    install: str  # what pip installs there
+    every: float  # seconds between two looks
 
     @property
-    def base(self) -> str: return f"content/semissl-{self.session}"   # as its file interface has it, without the first /
+    # as its file interface has it, without the first /
+    def base(self) -> str:
+        return f"content/semissl-{self.session}"
 
     def call(self, verb: str, *words: str, code: str | None = None) -> bool:
         "One command of the client; FileNotFoundError without it."
-        return subprocess.run(["colab", verb, "-s", self.session, *words], input=code, text=True, capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                ["colab", verb, "-s", self.session, *words], input=code, text=True, capture_output=True
+            ).returncode
+            == 0
+        )
 
     def send(self, name: str, content: bytes) -> bool:
         "A file into the folder of the batch."
@@ -771,45 +1058,73 @@ class Runtime:
     def fetch(self, name: str) -> bytes | None:
         "A file from there; None when it does not come."
         with tempfile.TemporaryDirectory() as folder:
-            return Path(folder, name).read_bytes() if self.call("download", f"{self.base}/{name}", str(Path(folder, name))) else None
+            return (
+                Path(folder, name).read_bytes()
+                if self.call("download", f"{self.base}/{name}", str(Path(folder, name)))
+                else None
+            )
 
     def begin(self, runs: list[Run], notebook: str, cell_timeout: int, environment: dict) -> bool:
         "A runtime that works on the runs; False when there is none to be had now."
-        job = dict(folder=f"/{self.base}", runs=[r.parameters | {"run_dir": f"runs/{r.slug}"} for r in runs], notebook=notebook, cell_timeout=cell_timeout, environment=environment, every=self.every, install=self.install)
-        self.call("new", *(["--gpu", self.gpu] if self.gpu else []))  # fails where the session is there already
-        if not self.call("exec", code=f"import os; os.makedirs('/{self.base}', exist_ok=True)"): return False
+        job = dict(
+            folder=f"/{self.base}",
+            runs=[r.parameters | {"run_dir": f"runs/{r.slug}"} for r in runs],
+            notebook=notebook,
+            cell_timeout=cell_timeout,
+            environment=environment,
+            every=self.every,
+            install=self.install,
+        )
+        # fails where the session is there already
+        self.call("new", *(["--gpu", self.gpu] if self.gpu else []))
+        if not self.call("exec", code=f"import os; os.makedirs('/{self.base}', exist_ok=True)"):
+            return False
         if Path(notebook).exists():
             job["notebook"] = Path(notebook).name
-            if not self.send(job["notebook"], Path(notebook).read_bytes()): return False
-        sent = all(self.send(f"{r.slug}.tar.gz", packed(r.run_dir)) for r in runs if state_of(r.run_dir) == "interrupted")
-        return sent and self.send("job.json", json.dumps(job).encode()) and self.call("exec", "--timeout", "600", code=BEGIN.format(base=self.base))
+            if not self.send(job["notebook"], Path(notebook).read_bytes()):
+                return False
+        sent = all(
+            self.send(f"{r.slug}.tar.gz", packed(r.run_dir)) for r in runs if state_of(r.run_dir) == "interrupted"
+        )
+        return (
+            sent
+            and self.send("job.json", json.dumps(job).encode())
+            and self.call("exec", "--timeout", "600", code=BEGIN.format(base=self.base))
+        )
 
 # %% ../nbs/11_batch.ipynb #b0000064
 def on_colab(
     session: str = "semissl",  # name of the runtime
-    gpu: str = "T4",           # as Colab names it; "" for none
+    gpu: str = "T4",  # as Colab names it; "" for none
     install: str = "semissl",  # what pip installs there
-    every: float = 120.0,      # seconds between two looks
-    patience: int = 30,        # looks in a row without a runtime before this gives up
-) -> Callable:                 # for `run_batch`
-    "A Colab runtime that runs a batch, and the next one when it is taken away; ConnectionError when there is none for long, FileNotFoundError without the client."
+    every: float = 120.0,  # seconds between two looks
+    patience: int = 30,  # looks in a row without a runtime before this gives up
+) -> Callable:  # for `run_batch`
+    """A Colab runtime that runs a batch, and the next one when it is taken away; ConnectionError when there is none for
+    long, FileNotFoundError without the client."""
     there = Runtime(session, gpu, install, every)
+
     def work(todo, notebook, board, cell_timeout, **environment):
         show, left, lost = screen(), {r.slug: r for r in todo}, 0
         while left:
             found = there.begin(list(left.values()), notebook, cell_timeout, environment)
             lost = 0 if found else lost + 1
-            if found: watch(there, left, board, show)
-            if lost > patience: raise ConnectionError(f"expected a Colab runtime within {patience * every:.0f} s, got none")
-            if left: time.sleep(every)
+            if found:
+                watch(there, left, board, show)
+            if lost > patience:
+                raise ConnectionError(f"expected a Colab runtime within {patience * every:.0f} s, got none")
+            if left:
+                time.sleep(every)
         there.call("stop")
+
     return work
 
+
 def watch(
-    there: Runtime,         # that works
-    left: dict[str, Run],   # slug -> run not ended; what ends is taken out
-    board: Board,           # gets its state
-    show: Callable,         # see `screen`
+    there: Runtime,  # that works
+    left: dict[str, Run],  # slug -> run not ended; what ends is taken out
+    board: Board,  # gets its state
+    show: Callable,  # see `screen`
 ) -> None:
     "Fetch what is new until every run has ended or nothing was heard for five looks."
     stamps, silent, before = {}, 0, 0.0
@@ -817,59 +1132,104 @@ def watch(
         index, news = json.loads(there.fetch("index.json") or "{}"), []
         silent, before = 0 if index.get("now", before) > before else silent + 1, index.get("now", before)
         for slug, stamp in index.get("stamps", {}).items():
-            if slug not in left or stamp <= stamps.get(slug, 0.0) or (content := there.fetch(f"{slug}.tar.gz")) is None: continue
+            if slug not in left or stamp <= stamps.get(slug, 0.0) or (content := there.fetch(f"{slug}.tar.gz")) is None:
+                continue
             unpack(content, left[slug].run_dir)
             stamps[slug], board.states[slug] = stamp, "running"
             if state_of(left[slug].run_dir) in ("done", "failed"):
                 run = left.pop(slug)
                 news.append(news_of(run, read_json(run.run_dir / "status.json"), board))
         show(board.text(), "\n".join(news))
-        if left: time.sleep(there.every)
+        if left:
+            time.sleep(there.every)
 
 # %% ../nbs/11_batch.ipynb #b0000053
 def sweep(
-    grid: dict,            # names and values
+    grid: dict,  # names and values
     notebook: str | Path,  # what is executed
-    root: str | Path,      # the directory of the batch
+    root: str | Path,  # the directory of the batch
     method: str = "grid",  # how W&B chooses: "grid", "random" or "bayes"
-) -> dict:                 # for `wandb sweep`
-    "The definition of a W&B sweep over a grid; ValueError for exclusions, and for a notebook with a label budget and no validation labels in it."
-    if grid.get("exclude"): raise ValueError("expected a grid without exclude, because W&B knows no exclusions")
+) -> dict:  # for `wandb sweep`
+    """The definition of a W&B sweep over a grid; ValueError for exclusions, and for a notebook with a label budget and
+    no validation labels in it."""
+    if grid.get("exclude"):
+        raise ValueError("expected a grid without exclude, because W&B knows no exclusions")
     defaults = parameters_of(notebook)
     lists = columns(grid, defaults)
     if "validation_per_class" in defaults and not min(lists.get("validation_per_class", [0])):
-        raise ValueError("expected validation_per_class of at least 1, because a sweep chooses by the validation accuracy, got 0")
-    return dict(method=method, metric=dict(name="metrics.validation_accuracy", goal="maximize"), parameters={k: dict(values=v) for k, v in lists.items()},
-                command=["semissl-batch", "--notebook", str(notebook), "--root", str(root), "${args_no_hyphens}"])
+        raise ValueError(
+            "expected validation_per_class of at least 1, because a sweep chooses by the validation accuracy, got 0"
+        )
+    return dict(
+        method=method,
+        metric=dict(name="metrics.validation_accuracy", goal="maximize"),
+        parameters={k: dict(values=v) for k, v in lists.items()},
+        command=["semissl-batch", "--notebook", str(notebook), "--root", str(root), "${args_no_hyphens}"],
+    )
 
 # %% ../nbs/11_batch.ipynb #b0000056
 def own_notebook() -> str:  # a path
     "train.ipynb of the clone that one stands in, of the clone that is installed, or as it came with the package."
     here = Path(__file__).parent
-    return next(str(p) for p in (Path("nbs/experiments/train.ipynb"), here.parent / "nbs/experiments/train.ipynb", here / "train.ipynb") if p.exists())
+    return next(
+        str(p)
+        for p in (
+            Path("nbs/experiments/train.ipynb"),
+            here.parent / "nbs/experiments/train.ipynb",
+            here / "train.ipynb",
+        )
+        if p.exists()
+    )
+
 
 def parser() -> argparse.ArgumentParser:
     "The options of `semissl-batch`."
-    p = argparse.ArgumentParser("semissl-batch", description="Run a grid of notebooks; started again, it goes on where it was stopped. The exit code is 0 when every run is done.",
-                                epilog="Example: semissl-batch 'lr=[1e-3,2e-3]' seeds=3 epochs=30 --jobs 2", allow_abbrev=False)
-    p.add_argument("grid", nargs="+", help="files of YAML and settings NAME=VALUE: a list is swept, a value is fixed; seeds: how many or which; exclude: combinations to leave out")
-    p.add_argument("--notebook", default="", help="what is executed: a path or an address (train.ipynb of this package)")
+    p = argparse.ArgumentParser(
+        "semissl-batch",
+        description="Run a grid of notebooks; started again, it goes on where it was stopped. The exit code is 0 when "
+        "every run is done.",
+        epilog="Example: semissl-batch 'lr=[1e-3,2e-3]' seeds=3 epochs=30 --jobs 2",
+        allow_abbrev=False,
+    )
+    p.add_argument(
+        "grid",
+        nargs="+",
+        help="files of YAML and settings NAME=VALUE: a list is swept, a value is fixed; seeds: how many or which; "
+        "exclude: combinations to leave out",
+    )
+    p.add_argument(
+        "--notebook", default="", help="what is executed: a path or an address (train.ipynb of this package)"
+    )
     p.add_argument("--root", default="", help="directory of the batch (runs/ and the name of the first file)")
     p.add_argument("--jobs", type=int, default=1, help="runs at a time (%(default)s)")
-    p.add_argument("--shard", default="", metavar="I/N", help="every N-th run from the I-th on, I from 0: for N machines")
-    p.add_argument("--cell-timeout", type=int, default=0, metavar="SECONDS", help="that one cell may take, 0 for any (%(default)s)")
+    p.add_argument(
+        "--shard", default="", metavar="I/N", help="every N-th run from the I-th on, I from 0: for N machines"
+    )
+    p.add_argument(
+        "--cell-timeout", type=int, default=0, metavar="SECONDS", help="that one cell may take, 0 for any (%(default)s)"
+    )
     p.add_argument("--retry-failed", action="store_true", help="try failed runs again, from their last checkpoint")
     p.add_argument("--dry-run", action="store_true", help="only print what is done, failed and waiting")
-    p.add_argument("--sweep", action="store_true", help="print the definition of a W&B sweep over the grid and run nothing")
-    p.add_argument("--colab", default="", metavar="GPU", help="run the batch on a Colab runtime with this GPU, T4 for one; needs google-colab-cli")
+    p.add_argument(
+        "--sweep", action="store_true", help="print the definition of a W&B sweep over the grid and run nothing"
+    )
+    p.add_argument(
+        "--colab",
+        default="",
+        metavar="GPU",
+        help="run the batch on a Colab runtime with this GPU, T4 for one; needs google-colab-cli",
+    )
     p.add_argument("--ray", default="", metavar="ADDRESS", help="of a Ray cluster that runs the batch, or auto")
-    p.add_argument("--gpus", type=float, default=0.0, help="GPUs that a run takes on Ray, a fraction if you like (%(default)s)")
+    p.add_argument(
+        "--gpus", type=float, default=0.0, help="GPUs that a run takes on Ray, a fraction if you like (%(default)s)"
+    )
     p.add_argument("--cpus", type=float, default=1.0, help="CPUs that a run takes on Ray (%(default)s)")
     return p
 
+
 def main(
     words: list[str] | None = None,  # options; None = those of the command line
-) -> int:                            # exit code
+) -> int:  # exit code
     "The command `semissl-batch`."
     o = parser().parse_args(words)
     o.notebook = o.notebook or own_notebook()
@@ -880,8 +1240,20 @@ def main(
         if o.sweep:
             print(yaml.safe_dump(sweep(grid, o.notebook, root), sort_keys=False), end="")
             return 0
-        states = run_batch(grid, o.notebook, root, o.jobs, o.retry_failed, o.shard, o.cell_timeout, o.dry_run, on_colab(Path(root).name, o.colab) if o.colab else on_ray(o.ray, o.gpus, o.cpus) if o.ray else None)
-    except (ValueError, FileNotFoundError) as err: parser().error(str(err))
-    if o.dry_run: return 0
+        states = run_batch(
+            grid,
+            o.notebook,
+            root,
+            o.jobs,
+            o.retry_failed,
+            o.shard,
+            o.cell_timeout,
+            o.dry_run,
+            on_colab(Path(root).name, o.colab) if o.colab else on_ray(o.ray, o.gpus, o.cpus) if o.ray else None,
+        )
+    except (ValueError, FileNotFoundError) as err:
+        parser().error(str(err))
+    if o.dry_run:
+        return 0
     print(f"{list(states.values()).count('done')} of {len(states)} runs are done; {root}/batch.html", file=sys.stderr)
     return 0 if set(states.values()) <= {"done"} else 1

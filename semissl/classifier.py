@@ -27,14 +27,31 @@ from .data.labels import class_names, label_rows, label_values
 from .data.images import ImageSet, SizeNeeded
 from .data.table import match_paths, read_labels
 from .data.split import LabelSplit, duplicate_report, split_hash
-from .data.pictures import as_images, items_of, one_picture, read_any   # one_picture: known from here too
+
+# one_picture: known from here too
+from .data.pictures import as_images, items_of, one_picture, read_any
 from .label import suggest
 from .module import SemiSSL
 from .predict import EXPORTS, Predictor, load_predictor, read_checkpoint, to_safetensors, written_whole
 from .run.features import looks_folder
 from .run.sight import Sight
 from .run.values import as_plain
-from .train import Recorder, Task, TrainConfig, build, calibrate, chosen_encoder, fitting, folds, keep_in_card, learns_on, seen_by, size_to_load, steps_of, train
+from semissl.train import (
+    Recorder,
+    Task,
+    TrainConfig,
+    build,
+    calibrate,
+    chosen_encoder,
+    fitting,
+    folds,
+    keep_in_card,
+    learns_on,
+    seen_by,
+    size_to_load,
+    steps_of,
+    train,
+)
 
 # %% auto #0
 __all__ = ['UNREAD', 'images_for', 'with_labels', 'warm', 'only_seen', 'learn', 'Answers', 'seed_of', 'FewLabelClassifier',
@@ -42,59 +59,87 @@ __all__ = ['UNREAD', 'images_for', 'with_labels', 'warm', 'only_seen', 'learn', 
 
 # %% ../nbs/13_classifier.ipynb #2ad0f2ef
 def images_for(
-    images: Any,     # see `as_images`
-    look: int,       # S of the look; 0 = nothing looks, and images are brought to `size`
-    size: int = 0,   # that somebody asked for; 0 = nobody did
+    images: Any,  # see `as_images`
+    look: int,  # S of the look; 0 = nothing looks, and images are brought to `size`
+    size: int = 0,  # that somebody asked for; 0 = nobody did
     max_bad_share: float = 0.0,  # see `read_any`
     fit: str = "crop",  # what of images that are not square, see `data.images.FITS`
 ) -> tuple[ImageSet, list[int], int]:  # see `read_any`
     "Images of any kind at a size that suits what looks; errors as `as_images`."
-    if not look: return read_any(images, size, max_bad_share, fit)
+    if not look:
+        return read_any(images, size, max_bad_share, fit)
     S = size or look
-    if isinstance(images, (str, Path)) and images != "digits" and (Path(images).expanduser().is_dir() or str(images).lower().endswith(".zip")):
+    if (
+        isinstance(images, (str, Path))
+        and images != "digits"
+        and (Path(images).expanduser().is_dir() or str(images).lower().endswith(".zip"))
+    ):
         return read_any(images, size_to_load(str(images), S), max_bad_share, fit)
-    if not hasattr(images, "__len__"): images = items_of(images)        # a generator is read once
-    try: found, *rows = read_any(images, 0, max_bad_share, fit)
-    except SizeNeeded: return read_any(images, S, max_bad_share, fit)
+    if not hasattr(images, "__len__"):
+        images = items_of(images)  # a generator is read once
+    try:
+        found, *rows = read_any(images, 0, max_bad_share, fit)
+    except SizeNeeded:
+        return read_any(images, S, max_bad_share, fit)
     return (found, *rows) if found.images.shape[-1] <= S else read_any(images, S, max_bad_share, fit)
 
 # %% ../nbs/13_classifier.ipynb #ad2c7bad
 def with_labels(
     images: ImageSet,  # from `images_for`
-    kept: list[int],   # which of the person's items they are
-    n: int,            # how many items there were
-    y: Any,            # N labels, see `label_rows`; a CSV, or a dict path -> label; None = the labels that the source has
+    kept: list[int],  # which of the person's items they are
+    n: int,  # how many items there were
+    y: Any,  # N labels, see `label_rows`; a CSV, or a dict path -> label; None = the labels that the source has
 ) -> tuple[ImageSet, np.ndarray]:  # the images with them, and the classes
-    "Labels that a person gives, or those that the images came with; ValueError for a single class, or a table of other images."
-    if y is None: classes = np.array(images.classes)
+    """Labels that a person gives, or those that the images came with; ValueError for a single class, or a table of
+    other images."""
+    if y is None:
+        classes = np.array(images.classes)
     else:
-        if isinstance(y, (str, Path)): y = read_labels(y)
+        if isinstance(y, (str, Path)):
+            y = read_labels(y)
         if isinstance(y, Mapping):
             table, kept, n = {str(p): v for p, v in y.items()}, list(range(len(images))), len(images)
             where = match_paths(table, images.paths)
-            if table and not where: raise ValueError(f"expected labels of these images, like {images.paths[0]!r}, got {len(table)} of others, first {list(table)[:3]}")
-            if lost := [p for p in table if p not in where]: warnings.warn(f"{len(lost)} of {len(table)} labels are of images that are not there, {lost[0]} for one: they are left aside", stacklevel=3)
+            if table and not where:
+                raise ValueError(
+                    f"expected labels of these images, like {images.paths[0]!r}, got {len(table)} of others, first "
+                    f"{list(table)[:3]}"
+                )
+            if lost := [p for p in table if p not in where]:
+                warnings.warn(
+                    f"{len(lost)} of {len(table)} labels are of images that are not there, {lost[0]} for one: they "
+                    f"are left aside",
+                    stacklevel=3,
+                )
             given = {name: table[p] for p, name in where.items()}
             y = [given.get(name) for name in images.paths]
         labels, classes = label_rows(y, n)
         images = replace(images, labels=labels[kept], classes=tuple(class_names(classes)))
-    if len(classes) == 1: raise ValueError(f"expected labels of at least 2 classes, or none at all, got 1 class: {classes.tolist()[0]!r}")
+    if len(classes) == 1:
+        raise ValueError(f"expected labels of at least 2 classes, or none at all, got 1 class: {classes.tolist()[0]!r}")
     return images, classes
 
 # %% ../nbs/13_classifier.ipynb #6a50d12d
 def warm(
-    model: SemiSSL,       # freshly built; its weights are replaced
-    before: Predictor,    # of the last training
+    model: SemiSSL,  # freshly built; its weights are replaced
+    before: Predictor,  # of the last training
     projector: dict[str, Tensor],  # its projector's weights
-    classes: list[str],   # of the new model
+    classes: list[str],  # of the new model
 ) -> None:
     "Begin where the last training ended; ValueError when the encoder or the projector is another one."
     try:
-        if before.answer is not None and not before.classes: return    # it has seen images alone
-        model.encoder.load_state_dict((before.encoder.adapter if before.answer is not None else before.encoder).state_dict(), strict=True)
-        if model.projector is not None: model.projector.load_state_dict(projector, strict=True)
+        if before.answer is not None and not before.classes:
+            return  # it has seen images alone
+        model.encoder.load_state_dict(
+            (before.encoder.adapter if before.answer is not None else before.encoder).state_dict(), strict=True
+        )
+        if model.projector is not None:
+            model.projector.load_state_dict(projector, strict=True)
     except RuntimeError as err:
-        raise ValueError(f"expected the encoder and projector of the last training for warm_start, got others: {' '.join(str(err).split())[:160]}") from err
+        raise ValueError(
+            f"expected the encoder and projector of the last training for warm_start, got others: "
+            f"{' '.join(str(err).split())[:160]}"
+        ) from err
     with torch.no_grad():
         for k, name in enumerate(classes):
             if name in before.classes:
@@ -105,120 +150,184 @@ def warm(
 # %% ../nbs/13_classifier.ipynb #4eecffe0
 def only_seen(
     sight: Sight,  # its basis fitted
-) -> Predictor:    # whose representation is what was seen, and which knows no class
+) -> Predictor:  # whose representation is what was seen, and which knows no class
     "Images without a label: there is nothing to learn, and much to see."
-    model = Predictor(dict(encoder=sight.recipe.encoder, large=True, image_size=sight.looker.size, classes=[], mean=[0.0] * 3, std=[1.0] * 3, temperature=1.0, sight=sight.card))
+    model = Predictor(
+        dict(
+            encoder=sight.recipe.encoder,
+            large=True,
+            image_size=sight.looker.size,
+            classes=[],
+            mean=[0.0] * 3,
+            std=[1.0] * 3,
+            temperature=1.0,
+            sight=sight.card,
+        )
+    )
     model.encoder.looker.load_state_dict(sight.looker.state_dict())
     model.encoder.basis.load_state_dict(sight.basis.state_dict())
     return model
 
+
 def learn(
-    config: TrainConfig,   # run_dir says where
-    images: ImageSet,      # labels -1 but for the labelled ones
-    before: Predictor | None = None,      # begin with its weights
+    config: TrainConfig,  # run_dir says where
+    images: ImageSet,  # labels -1 but for the labelled ones
+    before: Predictor | None = None,  # begin with its weights
     projector: dict[str, Tensor] | None = None,  # and these
-) -> tuple[Predictor, dict[str, Tensor]]: # the averaged model, and the projector for a later training
-    "Train on images with labels, or on images alone; a call that was killed goes on from its last.ckpt. ValueError for calibration by labels that `before` has seen, others as `train`."
-    if config.calibration_folds and before is not None and before.classes: raise ValueError("expected calibration_folds where training begins without labels, got a warm start from a model that has seen them")
+) -> tuple[Predictor, dict[str, Tensor]]:  # the averaged model, and the projector for a later training
+    """Train on images with labels, or on images alone; a call that was killed goes on from its last.ckpt. ValueError
+    for calibration by labels that `before` has seen, others as `train`."""
+    if config.calibration_folds and before is not None and before.classes:
+        raise ValueError(
+            "expected calibration_folds where training begins without labels, got a warm start from a model that has "
+            "seen them"
+        )
     folder, size, classes, sight = Path(config.run_dir), images.images.shape[-1], list(images.classes), None
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
-    if len(rows): folds(images.labels, config.calibration_folds)       # what cannot be dealt is said now, not after the training
+    # what cannot be dealt is said now, not after the training
+    if len(rows):
+        folds(images.labels, config.calibration_folds)
     if learns_on(config) == "features":
         task, sight = seen_by(config, task)
-        if not len(rows): return only_seen(sight), {}
+        if not len(rows):
+            return only_seen(sight), {}
     config = fitting(config, task)
     total_steps = steps_of(config, task)
     model = build(config, max(2, len(classes)), size, total_steps, sight=sight)
+
     def begin(model):
-        if before is None or sight is not None: return                # what was seen is kept, and learning from it takes seconds: it begins anew
-        if before.answer is None: warm(model, before, projector, classes)
-        else: warnings.warn("the last training learnt on features, this one learns on pixels: it begins anew", stacklevel=2)
+        # what was seen is kept, and learning from it takes seconds: it begins anew
+        if before is None or sight is not None:
+            return
+        if before.answer is None:
+            warm(model, before, projector, classes)
+        else:
+            warnings.warn(
+                "the last training learnt on features, this one learns on pixels: it begins anew", stacklevel=2
+            )
+
     begin(model)
-    model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps) | (dict(sight=sight.card) if sight else {})
+    model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps) | (
+        dict(sight=sight.card) if sight else {}
+    )
     folder.mkdir(parents=True, exist_ok=True)
     train(model, config, task, Recorder(folder / "metrics.csv"), folder)
-    model.card["total_steps"] = model.total_steps                      # what a budget of time has come to
+    model.card["total_steps"] = model.total_steps  # what a budget of time has come to
     if len(rows):
         temperature = calibrate(model, config, task, model.card, folder, begin)
-        keep_in_card(folder / "last.ckpt", {"answer.mix": model.answer.mix.cpu()} if sight else None, temperature=temperature)
+        keep_in_card(
+            folder / "last.ckpt", {"answer.mix": model.answer.mix.cpu()} if sight else None, temperature=temperature
+        )
     state = read_checkpoint(folder / "last.ckpt")["state_dict"]
-    return load_predictor(folder), {k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")}
+    return load_predictor(folder), {
+        k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")
+    }
 
 # %% ../nbs/13_classifier.ipynb #720d9e0c
 class Answers(ClassifierMixin, TransformerMixin):
-    "The half of the classifier that needs `model_` and `classes_`; scikit-learn's NotFittedError without them, other errors as `as_images`."
-    def __sklearn_is_fitted__(self) -> bool: return hasattr(self, "model_")
+    """The half of the classifier that needs `model_` and `classes_`; scikit-learn's NotFittedError without them, other
+    errors as `as_images`."""
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
 
     def shown(self, images: Any) -> ImageSet:
         "Images as the model takes them."
-        size, share = self.model_.image_size, self.may_be_bad() if isinstance(images, (str, Path)) else 0.0   # of a list every row is an answer
+        # of a list every row is an answer
+        size, share = self.model_.image_size, self.may_be_bad() if isinstance(images, (str, Path)) else 0.0
         return images_for(images, size if self.model_.answer is not None else 0, size, share, self.model_.fit)[0]
 
-    def outputs(self,
-        images: Any,                # see `as_images`
+    def outputs(
+        self,
+        images: Any,  # see `as_images`
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # (N, D) representations, (N, K) probabilities, (N,) familiarity
         "One pass of the model."
         check_is_fitted(self)
-        h, logits, familiarity = self.model_.to("cuda" if torch.cuda.is_available() else "cpu").of_many(self.shown(images).images, looks_folder(self.plan().data))
+        h, logits, familiarity = self.model_.to("cuda" if torch.cuda.is_available() else "cpu").of_many(
+            self.shown(images).images, looks_folder(self.plan().data)
+        )
         self.model_.cpu()
         return h, logits.softmax(1), familiarity
 
-    def predict_proba(self,
-        images: Any,   # see `as_images`
-    ) -> np.ndarray:   # (N, K), columns in the order of classes_
+    def predict_proba(
+        self,
+        images: Any,  # see `as_images`
+    ) -> np.ndarray:  # (N, K), columns in the order of classes_
         "Probability of each class; ValueError where no label was ever given."
         check_is_fitted(self)
-        if not len(self.classes_): raise ValueError("expected a classifier that was fitted with labels, got one fitted on images alone: call fit(images, y)")
+        if not len(self.classes_):
+            raise ValueError(
+                "expected a classifier that was fitted with labels, got one fitted on images alone: call fit(images, y)"
+            )
         return self.outputs(images)[1].numpy().astype(float)
 
-    def predict(self,
-        images: Any,   # see `as_images`
-    ) -> np.ndarray:   # (N,) of classes_
+    def predict(
+        self,
+        images: Any,  # see `as_images`
+    ) -> np.ndarray:  # (N,) of classes_
         "The most probable class; ValueError where no label was ever given."
         best = self.predict_proba(images).argmax(1)
         return self.classes_[best]
 
-    def score(self,
-        images: Any,               # see `as_images`
-        y: Any = None,             # their labels; None = those of the source. Images without one do not count
-        sample_weight: Any = None, # of each image
-    ) -> float:                    # share of the labelled images that are right
+    def score(
+        self,
+        images: Any,  # see `as_images`
+        y: Any = None,  # their labels; None = those of the source. Images without one do not count
+        sample_weight: Any = None,  # of each image
+    ) -> float:  # share of the labelled images that are right
         "Accuracy; ValueError where no image has a label."
         check_is_fitted(self)
         images = self.shown(images)
         n = len(images)
-        truth = np.array([images.classes[k] if k >= 0 else None for k in images.labels.tolist()], dtype=object) if y is None else np.array(label_values(y), dtype=object)
+        truth = (
+            np.array([images.classes[k] if k >= 0 else None for k in images.labels.tolist()], dtype=object)
+            if y is None
+            else np.array(label_values(y), dtype=object)
+        )
         known = np.array([v is not None for v in truth], dtype=bool)
-        if len(truth) != n: raise ValueError(f"expected {n} labels, one for each image, got {len(truth)}")
-        if not known.any(): raise ValueError("expected images with a label to score, got none")
+        if len(truth) != n:
+            raise ValueError(f"expected {n} labels, one for each image, got {len(truth)}")
+        if not known.any():
+            raise ValueError("expected images with a label to score, got none")
         said = self.predict(images)
         right = [str(a) == str(b) if y is None else a == b for a, b in zip(said[known].tolist(), truth[known])]
         return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)[known]))
 
-    def familiarity(self,
-        images: Any,   # see `as_images`
-    ) -> np.ndarray:   # (N,) 0 to 1
-        "Share of the training images that are as far from every class: near 0, an image is perhaps none of them; ValueError for a model trained on pixels."
+    def familiarity(
+        self,
+        images: Any,  # see `as_images`
+    ) -> np.ndarray:  # (N,) 0 to 1
+        """Share of the training images that are as far from every class: near 0, an image is perhaps none of them;
+        ValueError for a model trained on pixels."""
         check_is_fitted(self)
-        if self.model_.answer is None: raise ValueError("expected a model that learnt on features, got one trained on pixels, which keeps no distances")
+        if self.model_.answer is None:
+            raise ValueError(
+                "expected a model that learnt on features, got one trained on pixels, which keeps no distances"
+            )
         return self.outputs(images)[2].numpy()
 
-    def transform(self,
-        images: Any,   # see `as_images`
-    ) -> np.ndarray:   # (N, D) float32
+    def transform(
+        self,
+        images: Any,  # see `as_images`
+    ) -> np.ndarray:  # (N, D) float32
         "The representations."
         return self.outputs(images)[0].numpy()
 
-    def suggest(self,
-        k: int,              # labels wanted
+    def suggest(
+        self,
+        k: int,  # labels wanted
         images: Any = None,  # see `as_images`; None = those of the last fit
-        y: Any = None,       # their labels so far; None = those of the last fit, or none
-    ) -> list[int]:          # k rows, the most telling first
-        "Which images to label next: typical ones while there is no label, then doubtful ones; errors as `label.suggest`."
+        y: Any = None,  # their labels so far; None = those of the last fit, or none
+    ) -> list[int]:  # k rows, the most telling first
+        """Which images to label next: typical ones while there is no label, then doubtful ones; errors as
+        `label.suggest`."""
         check_is_fitted(self)
         if images is None and not hasattr(self, "images_"):
-            raise ValueError("expected images to choose from, got none: a classifier from a file does not carry those it was trained on")
+            raise ValueError(
+                "expected images to choose from, got none: a classifier from a file does not carry those it was "
+                "trained on"
+            )
         images = self.images_ if images is None else self.shown(images)
         labels = images.labels if y is None else label_rows(y, len(images))[0]
         h, p, _ = self.outputs(images)
@@ -227,31 +336,57 @@ class Answers(ClassifierMixin, TransformerMixin):
 # %% ../nbs/13_classifier.ipynb #f23a0084
 def seed_of(
     random_state: Any,  # an int, a RandomState, or None for NumPy's own
-) -> int:               # 0 to 2**31 - 2
+) -> int:  # 0 to 2**31 - 2
     "scikit-learn's random_state as one number."
-    return int(random_state) if isinstance(random_state, (int, np.integer)) else int(check_random_state(random_state).randint(2**31 - 1))
+    return (
+        int(random_state)
+        if isinstance(random_state, (int, np.integer))
+        else int(check_random_state(random_state).randint(2**31 - 1))
+    )
 
 # %% ../nbs/13_classifier.ipynb #d7c067b4
-UNREAD = {"test_data", "test_share", "labels", "validation_per_class"}   # fields of TrainConfig that are about a run of train.ipynb
+# fields of TrainConfig that are about a run of train.ipynb
+UNREAD = {"test_data", "test_share", "labels", "validation_per_class"}
+
 
 class FewLabelClassifier(Answers, BaseEstimator):
-    "A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`, `TrainConfig` and `learn`."
-    def __init__(self,
-        encoder: str = "auto",         # as TrainConfig.encoder: "auto" takes the best pretrained one at hand; "small", "resnet18", any timm name
-        image_size: int = 0,           # side the images are brought to, pixels; 0 = what the encoder's weights want, without weights as they are, when all are alike; below 32 it learns on pixels
-        augmentation: str = "auto",    # "photos" or "digits"; "auto" takes "photos"
-        epochs: int = 60,              # pixels: passes over the images
-        budget: str = "",              # instead of epochs: "90 s", "15 min", "1e6 images"
-        weights: str = "auto",         # as TrainConfig.weights: "auto", "none" (from nothing), or a file
-        learn_on: str = "auto",        # as TrainConfig.learn_on: "features", "pixels" or "auto"
-        batch_size: int = 128,         # unlabelled images per step; fewer images than that are one batch
-        random_state: int = 0,         # of weights, batches and views
-        warm_start: bool = False,      # begin the next fit with the weights of the last; on features with what was seen
-        run_dir: str | None = None,    # where training keeps its checkpoints; None = nowhere
+    """A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`,
+    `TrainConfig` and `learn`."""
+
+    def __init__(
+        self,
+        # as TrainConfig.encoder: "auto" takes the best pretrained one at hand; "small", "resnet18", any timm name
+        encoder: str = "auto",
+        # side the images are brought to, pixels; 0 = what the encoder's weights want, without weights as they are, when
+        # all are alike; below 32 it learns on pixels
+        image_size: int = 0,
+        augmentation: str = "auto",  # "photos" or "digits"; "auto" takes "photos"
+        epochs: int = 60,  # pixels: passes over the images
+        budget: str = "",  # instead of epochs: "90 s", "15 min", "1e6 images"
+        weights: str = "auto",  # as TrainConfig.weights: "auto", "none" (from nothing), or a file
+        learn_on: str = "auto",  # as TrainConfig.learn_on: "features", "pixels" or "auto"
+        batch_size: int = 128,  # unlabelled images per step; fewer images than that are one batch
+        random_state: int = 0,  # of weights, batches and views
+        warm_start: bool = False,  # begin the next fit with the weights of the last; on features with what was seen
+        run_dir: str | None = None,  # where training keeps its checkpoints; None = nowhere
         settings: dict | None = None,  # other fields of TrainConfig
     ):
-        self.encoder, self.image_size, self.augmentation, self.epochs, self.budget, self.weights, self.learn_on = encoder, image_size, augmentation, epochs, budget, weights, learn_on
-        self.batch_size, self.random_state, self.warm_start, self.run_dir, self.settings = batch_size, random_state, warm_start, run_dir, settings
+        self.encoder, self.image_size, self.augmentation, self.epochs, self.budget, self.weights, self.learn_on = (
+            encoder,
+            image_size,
+            augmentation,
+            epochs,
+            budget,
+            weights,
+            learn_on,
+        )
+        self.batch_size, self.random_state, self.warm_start, self.run_dir, self.settings = (
+            batch_size,
+            random_state,
+            warm_start,
+            run_dir,
+            settings,
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -260,7 +395,14 @@ class FewLabelClassifier(Answers, BaseEstimator):
 
     def plan(self) -> TrainConfig:
         "What these parameters choose before any image is seen."
-        return TrainConfig(data="images", image_size=self.image_size, encoder=self.encoder, weights=self.weights, learn_on=self.learn_on, augmentation=self.augmentation)
+        return TrainConfig(
+            data="images",
+            image_size=self.image_size,
+            encoder=self.encoder,
+            weights=self.weights,
+            learn_on=self.learn_on,
+            augmentation=self.augmentation,
+        )
 
     def may_be_bad(self) -> float:
         "Share of the images that may be unreadable."
@@ -270,26 +412,57 @@ class FewLabelClassifier(Answers, BaseEstimator):
         "Whether images are looked at by a frozen encoder."
         return learns_on(self.plan()) == "features"
 
-    def config(self,
+    def config(
+        self,
         images: ImageSet,  # to train on
-        run_dir: str,      # where
+        run_dir: str,  # where
     ) -> TrainConfig:
         "The run that these parameters and images make."
-        alone = {} if len(images.classes) else dict(labelled_batch_size=0, head_weight=0.0, correlation_weight=0.0, self_train_from=1.0)
-        chosen = dict(data="images", labels_per_class=0, image_size=self.image_size if self.sees() else images.images.shape[-1], encoder=self.encoder, augmentation=self.augmentation,
-                      epochs=self.epochs, budget=self.budget, weights=self.weights, learn_on=self.learn_on, batch_size=min(self.batch_size, len(images)),
-                      seed=seed_of(self.random_state), baselines=False, wandb_project="", run_dir=run_dir)
-        if wrong := sorted((chosen.keys() | UNREAD) & (self.settings or {}).keys()): raise ValueError(f"expected settings that a fit reads and that are no parameter of the classifier, got {', '.join(wrong)}")
+        alone = (
+            {}
+            if len(images.classes)
+            else dict(labelled_batch_size=0, head_weight=0.0, correlation_weight=0.0, self_train_from=1.0)
+        )
+        chosen = dict(
+            data="images",
+            labels_per_class=0,
+            image_size=self.image_size if self.sees() else images.images.shape[-1],
+            encoder=self.encoder,
+            augmentation=self.augmentation,
+            epochs=self.epochs,
+            budget=self.budget,
+            weights=self.weights,
+            learn_on=self.learn_on,
+            batch_size=min(self.batch_size, len(images)),
+            seed=seed_of(self.random_state),
+            baselines=False,
+            wandb_project="",
+            run_dir=run_dir,
+        )
+        if wrong := sorted((chosen.keys() | UNREAD) & (self.settings or {}).keys()):
+            raise ValueError(
+                f"expected settings that a fit reads and that are no parameter of the classifier, got "
+                f"{', '.join(wrong)}"
+            )
         return TrainConfig(**chosen | (self.settings or {}) | alone)
 
-    def fit(self,
-        images: Any,    # see `as_images`
+    def fit(
+        self,
+        images: Any,  # see `as_images`
         y: Any = None,  # see `label_rows`; a CSV or a dict path -> label; None = the labels that the source has
     ) -> FewLabelClassifier:
-        "Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones, which `settings` may allow a share of (max_bad_share)."
-        images, kept, n = images_for(images, chosen_encoder(self.plan()).size if self.sees() else 0, as_plain(self.image_size), self.may_be_bad(), (self.settings or {}).get("fit", "crop"))
+        """Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones,
+        which `settings` may allow a share of (max_bad_share)."""
+        images, kept, n = images_for(
+            images,
+            chosen_encoder(self.plan()).size if self.sees() else 0,
+            as_plain(self.image_size),
+            self.may_be_bad(),
+            (self.settings or {}).get("fit", "crop"),
+        )
         images, classes = with_labels(images, kept, n, y)
-        for said in duplicate_report(images): warnings.warn(said, stacklevel=2)
+        for said in duplicate_report(images):
+            warnings.warn(said, stacklevel=2)
         before = (self.model_, self.projector_) if self.warm_start and hasattr(self, "model_") else (None, None)
         with ExitStack() as stack:
             root = self.run_dir or stack.enter_context(TemporaryDirectory())
@@ -298,53 +471,100 @@ class FewLabelClassifier(Answers, BaseEstimator):
         self.classes_, self.images_ = classes, images
         return self
 
-    def save(self,
+    def save(
+        self,
         path: str | Path,  # NAME.safetensors
     ) -> Path:
         "Model, classes, parameters and projector in one file that holds no code; ValueError for another suffix."
         check_is_fitted(self)
-        if Path(path).suffix != ".safetensors": raise ValueError(f"expected a file that ends in .safetensors, got {str(path)!r}")
-        params = {k: as_plain(v) for k, v in self.get_params().items() if k != "run_dir"} | dict(random_state=seed_of(self.random_state))
-        about = json.dumps(dict(classes=class_names(self.classes_) if self.classes_.dtype.kind in "SM" else self.classes_.tolist(), dtype=self.classes_.dtype.str, params=params))
+        if Path(path).suffix != ".safetensors":
+            raise ValueError(f"expected a file that ends in .safetensors, got {str(path)!r}")
+        params = {k: as_plain(v) for k, v in self.get_params().items() if k != "run_dir"} | dict(
+            random_state=seed_of(self.random_state)
+        )
+        about = json.dumps(
+            dict(
+                classes=class_names(self.classes_) if self.classes_.dtype.kind in "SM" else self.classes_.tolist(),
+                dtype=self.classes_.dtype.str,
+                params=params,
+            )
+        )
         path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(Path(path)) as beside: to_safetensors(self.model_, beside, self.projector_, classifier=about)
+        with written_whole(Path(path)) as beside:
+            to_safetensors(self.model_, beside, self.projector_, classifier=about)
         return Path(path)
 
     @classmethod
-    def load(cls,
-        path: str | Path,        # from `save` or `export`, or a run directory or its last.ckpt
-    ) -> FewLabelClassifier:     # fitted; without the training images
-        "The classifier in a file, or the model of a run; ValueError for a file that is neither, errors as `load_predictor`."
+    def load(
+        cls,
+        path: str | Path,  # from `save` or `export`, or a run directory or its last.ckpt
+    ) -> FewLabelClassifier:  # fitted; without the training images
+        """The classifier in a file, or the model of a run; ValueError for a file that is neither, errors as
+        `load_predictor`."""
         path = Path(path).expanduser()
-        if path.suffix in set(EXPORTS) - {".safetensors"}: raise ValueError(f"expected a file of FewLabelClassifier.save, a run directory or its last.ckpt, got {path.name!r}, which was exported for other programs: save the classifier as .safetensors too")
+        if path.suffix in set(EXPORTS) - {".safetensors"}:
+            raise ValueError(
+                f"expected a file of FewLabelClassifier.save, a run directory or its last.ckpt, got {path.name!r}, "
+                f"which was exported for other programs: save the classifier as .safetensors too"
+            )
         model = load_predictor(path)
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("classifier", "{}"))
-                projector = {k.removeprefix("training."): file.get_tensor(k) for k in file.keys() if k.startswith("training.")}
-        else:                                                         # of a run
+                projector = {
+                    k.removeprefix("training."): file.get_tensor(k) for k in file.keys() if k.startswith("training.")
+                }
+        else:  # of a run
             checkpoint = read_checkpoint(path / "last.ckpt" if path.is_dir() else path)
             config, about = checkpoint["semissl"]["config"], {}
-            projector = {k.removeprefix("projector."): v for k, v in checkpoint["state_dict"].items() if k.startswith("projector.")}
-            about = dict(params={k: config[k] for k in cls().get_params() if k in config and k != "run_dir"} | dict(random_state=config["seed"]))
+            projector = {
+                k.removeprefix("projector."): v
+                for k, v in checkpoint["state_dict"].items()
+                if k.startswith("projector.")
+            }
+            about = dict(
+                params={k: config[k] for k in cls().get_params() if k in config and k != "run_dir"}
+                | dict(random_state=config["seed"])
+            )
         about = dict(params={}, classes=list(model.classes), dtype=None) | about
         params, classes = about["params"], np.array([])
-        with suppress(TypeError, ValueError): classes = np.array([v.encode() for v in about["classes"]] if (about["dtype"] or "")[1:2] == "S" else about["classes"], dtype=about["dtype"])
-        if not isinstance(params, dict) or set(params) - set(cls().get_params()) or class_names(classes) != list(model.classes):
-            raise ValueError(f"expected a classifier with its parameters and classes in {path.name}, got {sorted(about)}, which do not fit the model")
+        with suppress(TypeError, ValueError):
+            classes = np.array(
+                [v.encode() for v in about["classes"]] if (about["dtype"] or "")[1:2] == "S" else about["classes"],
+                dtype=about["dtype"],
+            )
+        if (
+            not isinstance(params, dict)
+            or set(params) - set(cls().get_params())
+            or class_names(classes) != list(model.classes)
+        ):
+            raise ValueError(
+                f"expected a classifier with its parameters and classes in {path.name}, got {sorted(about)}, which do "
+                f"not fit the model"
+            )
         found = cls(**params)
         found.model_, found.projector_, found.classes_ = model, projector, classes
         return found
 
 # %% ../nbs/13_classifier.ipynb #49f93ba0
 def training_stamp(
-    classifier: BaseEstimator,       # its parameters count
-    images: ImageSet,                # its pixels, by a sample, and its labels
-    before: Predictor | None,        # the weights it begins with
-) -> str:                            # 12 hexadecimal digits
+    classifier: BaseEstimator,  # its parameters count
+    images: ImageSet,  # its pixels, by a sample, and its labels
+    before: Predictor | None,  # the weights it begins with
+) -> str:  # 12 hexadecimal digits
     "Names one training: another label, image, parameter or start is another one."
-    total = hashlib.sha256(json.dumps([{k: repr(v) for k, v in classifier.get_params().items() if k != "run_dir"}, images.labels.tolist(), images.classes, len(images)]).encode())
-    total.update(np.ascontiguousarray(images.images[::max(1, len(images) // 1000)].numpy()))
-    for tensor in before.state_dict().values() if before is not None else (): total.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    total = hashlib.sha256(
+        json.dumps(
+            [
+                {k: repr(v) for k, v in classifier.get_params().items() if k != "run_dir"},
+                images.labels.tolist(),
+                images.classes,
+                len(images),
+            ]
+        ).encode()
+    )
+    total.update(np.ascontiguousarray(images.images[:: max(1, len(images) // 1000)].numpy()))
+    for tensor in before.state_dict().values() if before is not None else ():
+        total.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
     return total.hexdigest()[:12]

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torchvision import models
 
 # %% ../nbs/02_encoder.ipynb #816d1c6e
-SMALL_IMAGE = 64   # up to this side, in pixels, the stem does not shrink the image
+SMALL_IMAGE = 64  # up to this side, in pixels, the stem does not shrink the image
+
 
 def resnet(
-    name: str = "resnet18",    # a torchvision ResNet: "resnet18", "resnet34", "resnet50", ...
-    image_size: int = 32,      # side of the views S, pixels; up to 64 the stem is the small-image one
-    large: bool = False,       # keep the stem of large images, which published weights have
-) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
+    name: str = "resnet18",  # a torchvision ResNet: "resnet18", "resnet34", "resnet50", ...
+    image_size: int = 32,  # side of the views S, pixels; up to 64 the stem is the small-image one
+    large: bool = False,  # keep the stem of large images, which published weights have
+) -> nn.Module:  # (N, 3, S, S) -> (N, feature_dim)
     "torchvision's ResNet without its classifier, with a stem that fits the image (He et al. 2016)."
     net = models.get_model(name, weights=None)
     if image_size <= SMALL_IMAGE and not large:
@@ -36,42 +37,53 @@ def resnet(
 
 # %% ../nbs/02_encoder.ipynb #9692a094
 def conv_bn(
-    c_in: int,         # input channels
-    c_out: int,        # output channels
-    stride: int = 1,   # 2 halves the side
-) -> nn.Sequential:    # 3x3 convolution, batch normalisation, ReLU
+    c_in: int,  # input channels
+    c_out: int,  # output channels
+    stride: int = 1,  # 2 halves the side
+) -> nn.Sequential:  # 3x3 convolution, batch normalisation, ReLU
     "The unit from which the small encoder is made."
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
+    )
+
 
 class ResidualPair(nn.Module):
     "x + conv_bn(conv_bn(x)): two units and a short cut (He et al. 2016)."
+
     def __init__(self, channels: int):  # channels in and out
         super().__init__()
         self.pair = nn.Sequential(conv_bn(channels, channels), conv_bn(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor: return x + self.pair(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pair(x)
 
 # %% ../nbs/02_encoder.ipynb #5b59fb23
 def small_resnet(
-    width: int = 32,   # channels of the first layer; the representation has 8 times as many
-) -> nn.Sequential:    # (N, 3, S, S) -> (N, 8 * width)
+    width: int = 32,  # channels of the first layer; the representation has 8 times as many
+) -> nn.Sequential:  # (N, 3, S, S) -> (N, 8 * width)
     "A nine-layer residual encoder that trains on a CPU: 53 million multiply-adds at 32 pixels."
     w = width
     net = nn.Sequential(
-        conv_bn(3, w),                                # (N,  w, S,   S)
-        conv_bn(w, 2*w, 2), ResidualPair(2*w),        # (N, 2w, S/2, S/2)
-        conv_bn(2*w, 4*w, 2), ResidualPair(4*w),      # (N, 4w, S/4, S/4)
-        conv_bn(4*w, 8*w, 2),                         # (N, 8w, S/8, S/8)
-        nn.AdaptiveAvgPool2d(1), nn.Flatten())        # (N, 8w)
-    net.feature_dim = 8*w
+        conv_bn(3, w),  # (N,  w, S,   S)
+        conv_bn(w, 2 * w, 2),
+        ResidualPair(2 * w),  # (N, 2w, S/2, S/2)
+        conv_bn(2 * w, 4 * w, 2),
+        ResidualPair(4 * w),  # (N, 4w, S/4, S/4)
+        conv_bn(4 * w, 8 * w, 2),  # (N, 8w, S/8, S/8)
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )  # (N, 8w)
+    net.feature_dim = 8 * w
     return net
 
 # %% ../nbs/02_encoder.ipynb #cee13da3
 class PreActBlock(nn.Module):
     "The pre-activation residual block of WideResNet."
-    def __init__(self,
-        c_in: int,    # input channels
-        c_out: int,   # output channels
+
+    def __init__(
+        self,
+        c_in: int,  # input channels
+        c_out: int,  # output channels
         stride: int,  # 2 halves the side
     ):
         super().__init__()
@@ -89,128 +101,169 @@ class PreActBlock(nn.Module):
 # %% ../nbs/02_encoder.ipynb #6d58d0e6
 def wide_resnet(
     depth: int = 28,  # layers, 6n + 4
-    widen: int = 2,   # width multiplier k
-) -> nn.Sequential:   # (N, 3, S, S) -> (N, 64 * widen)
-    "WideResNet-depth-widen without its classifier (Zagoruyko & Komodakis 2016); ValueError for a depth that is not 6n + 4."
-    if depth < 10 or (depth - 4) % 6: raise ValueError(f"expected a depth of 6n + 4, at least 10, got {depth}")
-    widths, layers = [16, 16*widen, 32*widen, 64*widen], [nn.Conv2d(3, 16, 3, padding=1, bias=False)]
+    widen: int = 2,  # width multiplier k
+) -> nn.Sequential:  # (N, 3, S, S) -> (N, 64 * widen)
+    """WideResNet-depth-widen without its classifier (Zagoruyko & Komodakis 2016); ValueError for a depth that is not 6n
+    + 4."""
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"expected a depth of 6n + 4, at least 10, got {depth}")
+    widths, layers = [16, 16 * widen, 32 * widen, 64 * widen], [nn.Conv2d(3, 16, 3, padding=1, bias=False)]
     for i, (c_in, c_out) in enumerate(zip(widths, widths[1:])):
         for j in range((depth - 4) // 6):
             layers.append(PreActBlock(c_in if j == 0 else c_out, c_out, stride=2 if i and j == 0 else 1))
-    net = nn.Sequential(*layers, nn.BatchNorm2d(widths[-1]), nn.LeakyReLU(0.1, inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        *layers, nn.BatchNorm2d(widths[-1]), nn.LeakyReLU(0.1, inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     net.feature_dim = widths[-1]
     for m in net.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, a=0.1, mode="fan_out", nonlinearity="leaky_relu")
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, a=0.1, mode="fan_out", nonlinearity="leaky_relu")
     return net
 
 # %% ../nbs/02_encoder.ipynb #eb47ea19
 def plain_name(
     name: str,  # as somebody writes it: "resnet10t.c3_in1k", "timm/resnet10t", "hf_hub:timm/resnet10t.c3_in1k"
-) -> str:       # as timm knows it
+) -> str:  # as timm knows it
     "The name without where it is from."
     return re.sub(r"^(hf[-_]hub:)?(timm/)?", "", name)
 
+
 def flat(module: nn.Module, _, out):
-    "One vector an image from what a model without its classifier may give: several answers are averaged, and so is a map or a row of tokens."
-    if isinstance(out, dict): out = next(iter(out.values()))
-    if isinstance(out, (tuple, list)): out = out[0] if out[0].ndim > 2 else torch.stack(tuple(out)).mean(0)
+    """One vector an image from what a model without its classifier may give: several answers are averaged, and so is a
+    map or a row of tokens."""
+    if isinstance(out, dict):
+        out = next(iter(out.values()))
+    if isinstance(out, (tuple, list)):
+        out = out[0] if out[0].ndim > 2 else torch.stack(tuple(out)).mean(0)
     return out.flatten(2).mean(2) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
 
+
 def timm_encoder(
-    name: str,                 # see `plain_name`
-    image_size: int = 224,     # side of the views S, pixels (vision transformers must know it)
+    name: str,  # see `plain_name`
+    image_size: int = 224,  # side of the views S, pixels (vision transformers must know it)
     pretrained: bool = False,  # with the published weights (downloads them)
-) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
-    "A timm model without its classifier; ImportError without timm, ValueError for a name that it does not know and for a model that does not take such images."
-    try: import timm
+) -> nn.Module:  # (N, 3, S, S) -> (N, feature_dim)
+    """A timm model without its classifier; ImportError without timm, ValueError for a name that it does not know and
+    for a model that does not take such images."""
+    try:
+        import timm
     except ImportError as err:
         raise ImportError(f"expected timm for the encoder {name!r}, got no such package: pip install timm") from err
     plain, wrong = plain_name(name), ""
     if not timm.is_model(plain.split(".")[0]):
         near = timm.list_models(f"*{plain.split('_')[0]}*")[:5]
-        raise ValueError(f"expected an encoder of {list(ENCODERS)}, a torchvision ResNet or a timm model, got {name!r} (near: {near})")
+        raise ValueError(
+            f"expected an encoder of {list(ENCODERS)}, a torchvision ResNet or a timm model, got {name!r} (near: "
+            f"{near})"
+        )
     for told in ({"img_size": image_size}, {}):
         try:
             net = timm.create_model(plain, pretrained=False, num_classes=0, **told)
             net.register_forward_hook(flat)
             net.feature_dim = width(net, image_size)
             break
-        except Exception as err:                              # each architecture has its own way to refuse
+        except Exception as err:  # each architecture has its own way to refuse
             wrong = wrong or " ".join(str(err).split())[:160]
-    else: raise ValueError(f"expected an encoder for {image_size}-pixel images, got {name!r}, made for {(timm.get_pretrained_cfg_value(plain, 'input_size') or ('others',))[-1]} ({wrong})")
-    if pretrained: net.load_state_dict(timm.create_model(plain, pretrained=True, num_classes=0, **told).state_dict(), strict=True)
+    else:
+        raise ValueError(
+            f"expected an encoder for {image_size}-pixel images, got {name!r}, made for "
+            f"{(timm.get_pretrained_cfg_value(plain, 'input_size') or ('others',))[-1]} ({wrong})"
+        )
+    if pretrained:
+        net.load_state_dict(timm.create_model(plain, pretrained=True, num_classes=0, **told).state_dict(), strict=True)
     return net
-
 
 # %% ../nbs/02_encoder.ipynb #5ddfb4d7
 def exact(conv: nn.Conv2d, x: Tensor) -> Tensor:
     "The convolution; of one pixel on a processor in float32."
-    if x.shape[-2:] != (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"): return type(conv).forward(conv, x)
-    with torch.autocast("cpu", enabled=False): return type(conv).forward(conv, x.float())
+    if x.shape[-2:] != (1, 1) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return type(conv).forward(conv, x)
+    with torch.autocast("cpu", enabled=False):
+        return type(conv).forward(conv, x.float())
+
 
 def exact_at_one_pixel(
     net: nn.Module,  # an encoder
-) -> nn.Module:      # the same; names of weights stay
+) -> nn.Module:  # the same; names of weights stay
     "Let its strided convolutions be `exact`."
     for conv in net.modules():
-        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1: conv.forward = partial(exact, conv)
+        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1:
+            conv.forward = partial(exact, conv)
     return net
 
 # %% ../nbs/02_encoder.ipynb #b8e789ca
 ENCODERS = {"small": small_resnet, "wrn_28_2": lambda: wide_resnet(28, 2), "wrn_28_8": lambda: wide_resnet(28, 8)}
 
+
 def encoder(
-    name: str,                 # "small", "wrn_28_2", "wrn_28_8", a torchvision ResNet or any timm model
-    image_size: int = 32,      # side of the views S, pixels
-    large: bool = False,       # a ResNet keeps the stem of large images, which published weights have
-) -> nn.Module:                # (N, 3, S, S) -> (N, feature_dim)
+    name: str,  # "small", "wrn_28_2", "wrn_28_8", a torchvision ResNet or any timm model
+    image_size: int = 32,  # side of the views S, pixels
+    large: bool = False,  # a ResNet keeps the stem of large images, which published weights have
+) -> nn.Module:  # (N, 3, S, S) -> (N, feature_dim)
     "The encoder of that name with random weights; ValueError for an unknown name or an image too small for it."
-    if name in ENCODERS: net = ENCODERS[name]()
-    elif name.startswith("resnet") and name in models.list_models(): net = resnet(name, image_size, large)
-    else: net = timm_encoder(name, image_size)
+    if name in ENCODERS:
+        net = ENCODERS[name]()
+    elif name.startswith("resnet") and name in models.list_models():
+        net = resnet(name, image_size, large)
+    else:
+        net = timm_encoder(name, image_size)
     check_encoder(net, image_size)
     return exact_at_one_pixel(net)
 
+
 def width(
-    net: nn.Module,   # an encoder, the user's own included
+    net: nn.Module,  # an encoder, the user's own included
     image_size: int,  # side of the views S, pixels
-) -> int:             # D
+) -> int:  # D
     "What a trial pass on the device of the weights says; ValueError unless (2, 3, S, S) gives (2, D)."
     device = next(net.parameters()).device
     was = net.training
     try:
-        with torch.no_grad(): out = net.eval()(torch.zeros(2, 3, image_size, image_size, device=device))
+        with torch.no_grad():
+            out = net.eval()(torch.zeros(2, 3, image_size, image_size, device=device))
     except (RuntimeError, AssertionError) as err:
         raise ValueError(f"expected an encoder for {image_size}-pixel images, got: {err}") from err
-    finally: net.train(was)
-    if out.ndim != 2 or len(out) != 2: raise ValueError(f"expected representations of shape (2, D), got {tuple(out.shape)}")
+    finally:
+        net.train(was)
+    if out.ndim != 2 or len(out) != 2:
+        raise ValueError(f"expected representations of shape (2, D), got {tuple(out.shape)}")
     return out.shape[1]
 
+
 def check_encoder(
-    net: nn.Module,   # an encoder, the user's own included
+    net: nn.Module,  # an encoder, the user's own included
     image_size: int,  # side of the views S, pixels
 ) -> None:
     "ValueError unless it has a feature_dim that the trial pass confirms."
     D = getattr(net, "feature_dim", None)
-    if not isinstance(D, int): raise ValueError(f"expected an encoder with an integer feature_dim, got {D!r}")
-    if (found := width(net, image_size)) != D: raise ValueError(f"expected representations of shape (2, {D}), got (2, {found})")
-
+    if not isinstance(D, int):
+        raise ValueError(f"expected an encoder with an integer feature_dim, got {D!r}")
+    if (found := width(net, image_size)) != D:
+        raise ValueError(f"expected representations of shape (2, {D}), got (2, {found})")
 
 # %% ../nbs/02_encoder.ipynb #7db3ba4c
 def stay(module: nn.Module, _) -> None:
     "Before each pass of a frozen batch normalisation: evaluation mode, whatever the model around it was told."
     module.eval()
 
+
 def freeze(
     net: nn.Module,  # an encoder, changed in place
-    names: str,      # beginnings of its modules' names, joined by commas: "conv1,layer1"; "all" = everything; "" = nothing
-) -> nn.Module:      # the same encoder
+    # beginnings of its modules' names, joined by commas: "conv1,layer1"; "all" = everything; "" = nothing
+    names: str,
+) -> nn.Module:  # the same encoder
     "Let some layers stay as they are; ValueError for a name that no module with weights has."
     for name in filter(None, names.split(",")):
         chosen = [m for n, m in net.named_modules() if name == "all" or n == name or n.startswith(name + ".")]
         weights = [p for m in chosen for p in m.parameters()]
-        if not weights: raise ValueError(f"expected names of the encoder's modules, among them {', '.join(n for n, _ in net.named_children())}, or 'all', got {name!r}")
-        for p in weights: p.requires_grad_(False)
+        if not weights:
+            raise ValueError(
+                f"expected names of the encoder's modules, among them "
+                f"{', '.join(n for n, _ in net.named_children())}, or 'all', got {name!r}"
+            )
+        for p in weights:
+            p.requires_grad_(False)
         for m in chosen:
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.register_forward_pre_hook(stay)
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.register_forward_pre_hook(stay)
     return net

@@ -26,52 +26,69 @@ from torch import Tensor, nn
 
 from .data.images import ImageSet
 from .method.propagate import nearest_graph, propagate, solve, transport
-from .metrics import (accuracy, accuracy_at_coverage, accuracy_interval, calibration_error, class_correlation_matrix,
-                             different_class_correlation, effective_rank, same_class_correlation)
+from semissl.metrics import (
+    accuracy,
+    accuracy_at_coverage,
+    accuracy_interval,
+    calibration_error,
+    class_correlation_matrix,
+    different_class_correlation,
+    effective_rank,
+    same_class_correlation,
+)
 
 # %% ../nbs/07_evaluate.ipynb #3d60b358
-PASS = 2**21   # pixels of one pass: 1,024 images of 45, 41 of 224, a few hundred MiB of activations
+PASS = 2**21  # pixels of one pass: 1,024 images of 45, 41 of 224, a few hundred MiB of activations
+
 
 @torch.inference_mode()
 def encode(
-    model: Callable,         # uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K), a SemiSSL for one
-    images: Tensor,          # (N, 3, S, S) uint8, on any device
+    model: Callable,  # uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K), a SemiSSL for one
+    images: Tensor,  # (N, 3, S, S) uint8, on any device
     batch_size: int = 1024,  # images per pass at most; fewer where they are large, see `PASS`
     device: str | torch.device = "cpu",  # where the model lives
 ) -> tuple[Tensor, Tensor]:  # (N, D) and (N, K), float32 on the CPU
     "Representations and logits of all images, in evaluation mode; ValueError when there is no image."
-    if not len(images): raise ValueError("expected at least 1 image to encode, got 0")
+    if not len(images):
+        raise ValueError("expected at least 1 image to encode, got 0")
     was = getattr(model, "training", False)
-    if isinstance(model, nn.Module): model.eval()
+    if isinstance(model, nn.Module):
+        model.eval()
     few = max(1, min(batch_size, PASS // images[0, 0].numel()))
     rows = [[t.float().cpu() for t in model(batch.to(device))] for batch in images.split(few)]
-    if isinstance(model, nn.Module): model.train(was)
+    if isinstance(model, nn.Module):
+        model.train(was)
     return tuple(torch.cat(column) for column in zip(*rows))
 
 # %% ../nbs/07_evaluate.ipynb #bfb44148
 def check_rows(
-    h: Tensor,       # (L, D) representations of the labelled images
-    y: Tensor,       # (L,) their labels
+    h: Tensor,  # (L, D) representations of the labelled images
+    y: Tensor,  # (L,) their labels
     h_test: Tensor,  # (M, D)
-    classes: int,    # K
+    classes: int,  # K
 ) -> None:
     "ValueError unless there is at least one labelled row, every label is a class, and all have one width."
-    if len(h) != len(y) or not len(h): raise ValueError(f"expected as many labels as representations, at least 1, got {len(y)} and {len(h)}")
-    if h.shape[1] != h_test.shape[1]: raise ValueError(f"expected representations of one width, got {h.shape[1]} and {h_test.shape[1]}")
-    if y.min() < 0 or y.max() >= classes: raise ValueError(f"expected labels from 0 to {classes - 1}, got {y.min()} to {y.max()}")
+    if len(h) != len(y) or not len(h):
+        raise ValueError(f"expected as many labels as representations, at least 1, got {len(y)} and {len(h)}")
+    if h.shape[1] != h_test.shape[1]:
+        raise ValueError(f"expected representations of one width, got {h.shape[1]} and {h_test.shape[1]}")
+    if y.min() < 0 or y.max() >= classes:
+        raise ValueError(f"expected labels from 0 to {classes - 1}, got {y.min()} to {y.max()}")
+
 
 def linear_probe(
-    h: Tensor,       # (L, D) representations of the labelled images
-    y: Tensor,       # (L,) their labels, 0 to K-1
+    h: Tensor,  # (L, D) representations of the labelled images
+    y: Tensor,  # (L,) their labels, 0 to K-1
     h_test: Tensor,  # (M, D) representations to classify
-    classes: int,    # K
+    classes: int,  # K
     C: float = 1.0,  # inverse strength of the L2 penalty
-) -> Tensor:         # (M, K) probabilities; zero in the columns of classes without a label
+) -> Tensor:  # (M, K) probabilities; zero in the columns of classes without a label
     "Logistic regression on standardised representations; ValueError as `check_rows`."
     check_rows(h, y, h_test, classes)
     probabilities = torch.zeros(len(h_test), classes)
     seen = y.unique()
-    if len(seen) == 1: probabilities[:, seen] = 1.0   # one class: nothing to separate
+    if len(seen) == 1:
+        probabilities[:, seen] = 1.0  # one class: nothing to separate
     else:
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(h.numpy(), y.numpy())
         probabilities[:, seen] = torch.from_numpy(probe.predict_proba(h_test.numpy())).float()
@@ -79,77 +96,94 @@ def linear_probe(
 
 # %% ../nbs/07_evaluate.ipynb #03476189
 def knn(
-    h: Tensor,           # (L, D) representations of the labelled images, the bank
-    y: Tensor,           # (L,) their labels, 0 to K-1
-    h_test: Tensor,      # (M, D) representations to classify
-    classes: int,        # K
-    k: int = 200,        # neighbours; clamped to the size of the smallest class in the bank
-    tau: float = 0.1,    # temperature of the vote
-    chunk: int = 4096,   # rows compared at once
-) -> Tensor:             # (M, K) probabilities
+    h: Tensor,  # (L, D) representations of the labelled images, the bank
+    y: Tensor,  # (L,) their labels, 0 to K-1
+    h_test: Tensor,  # (M, D) representations to classify
+    classes: int,  # K
+    k: int = 200,  # neighbours; clamped to the size of the smallest class in the bank
+    tau: float = 0.1,  # temperature of the vote
+    chunk: int = 4096,  # rows compared at once
+) -> Tensor:  # (M, K) probabilities
     "Cosine k-nearest-neighbour vote (Wu et al. 2018); ValueError as `check_rows` and for k < 1 or tau <= 0."
     check_rows(h, y, h_test, classes)
-    if k < 1 or tau <= 0: raise ValueError(f"expected k >= 1 and tau > 0, got {k} and {tau}")
+    if k < 1 or tau <= 0:
+        raise ValueError(f"expected k >= 1 and tau > 0, got {k} and {tau}")
     k = min(k, int(torch.bincount(y)[y.unique()].min()))
     bank, votes = nn.functional.normalize(h, dim=1), []
     for part in nn.functional.normalize(h_test, dim=1).split(chunk):
-        similarity, index = (part @ bank.T).topk(k)                                   # (m, k)
-        weight = ((similarity - similarity[:, :1]) / tau).exp()                       # the largest is 1: no overflow
+        similarity, index = (part @ bank.T).topk(k)  # (m, k)
+        weight = ((similarity - similarity[:, :1]) / tau).exp()  # the largest is 1: no overflow
         votes.append(torch.zeros(len(part), classes).scatter_add_(1, y[index], weight))
     votes = torch.cat(votes)
     return votes / votes.sum(1, keepdim=True)
 
 # %% ../nbs/07_evaluate.ipynb #743a40f4
 def class_means(
-    h: Tensor,           # (L, D) representations of the labelled images
-    y: Tensor,           # (L,) their labels, 0 to K-1
-    h_test: Tensor,      # (M, D) representations to classify
-    classes: int,        # K
-    tau: float = 0.1,    # temperature of the cosines
-) -> Tensor:             # (M, K) probabilities; zero in the columns of classes without a label
+    h: Tensor,  # (L, D) representations of the labelled images
+    y: Tensor,  # (L,) their labels, 0 to K-1
+    h_test: Tensor,  # (M, D) representations to classify
+    classes: int,  # K
+    tau: float = 0.1,  # temperature of the cosines
+) -> Tensor:  # (M, K) probabilities; zero in the columns of classes without a label
     "Cosine to the mean of each class (Snell et al. 2017); ValueError as `check_rows` and for tau <= 0."
     check_rows(h, y, h_test, classes)
-    if tau <= 0: raise ValueError(f"expected tau > 0, got {tau}")
+    if tau <= 0:
+        raise ValueError(f"expected tau > 0, got {tau}")
     unit = partial(nn.functional.normalize, dim=1)
-    means = unit(torch.zeros(classes, h.shape[1]).index_add(0, y, unit(h)))               # (K, D), the length of a sum does not matter
-    scores = (unit(h_test) @ means.T / tau).index_fill(1, (torch.bincount(y, minlength=classes) == 0).nonzero()[:, 0], -torch.inf)
+    # (K, D), the length of a sum does not matter
+    means = unit(torch.zeros(classes, h.shape[1]).index_add(0, y, unit(h)))
+    scores = (unit(h_test) @ means.T / tau).index_fill(
+        1, (torch.bincount(y, minlength=classes) == 0).nonzero()[:, 0], -torch.inf
+    )
     return scores.softmax(1)
 
 # %% ../nbs/07_evaluate.ipynb #1d390868
 def gaussian_mixture(
-    h: Tensor,           # (L, D) representations of the labelled images
-    y: Tensor,           # (L,) their labels, every class among them
-    h_all: Tensor,       # (N, D) representations of training images, labelled or not
-    h_test: Tensor,      # (M, D) representations to classify
-    classes: int,        # K
-    dim: int = 32,       # principal components that are kept; fewer where D or N is smaller
-) -> Tensor:             # (M, K) probabilities
-    "A mixture with one Gaussian for each class, of one common covariance; ValueError as `check_rows` and for a class without a label."
+    h: Tensor,  # (L, D) representations of the labelled images
+    y: Tensor,  # (L,) their labels, every class among them
+    h_all: Tensor,  # (N, D) representations of training images, labelled or not
+    h_test: Tensor,  # (M, D) representations to classify
+    classes: int,  # K
+    dim: int = 32,  # principal components that are kept; fewer where D or N is smaller
+) -> Tensor:  # (M, K) probabilities
+    """A mixture with one Gaussian for each class, of one common covariance; ValueError as `check_rows` and for a class
+    without a label."""
     check_rows(h, y, h_test, classes)
-    if len(y.unique()) < classes: raise ValueError(f"expected a label in each of {classes} classes, got {len(y.unique())} with one")
+    if len(y.unique()) < classes:
+        raise ValueError(f"expected a label in each of {classes} classes, got {len(y.unique())} with one")
     unit = lambda a: nn.functional.normalize(a, dim=1).double().numpy()
     project = PCA(min(dim, *h_all.shape), whiten=True, random_state=0).fit(unit(h_all))
     rows = project.transform(unit(h))
-    means = np.stack([rows[y.numpy() == k].mean(0) for k in range(classes)])              # (K, dim)
+    means = np.stack([rows[y.numpy() == k].mean(0) for k in range(classes)])  # (K, dim)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)                               # the last of 100 steps is as good an answer
-        mixture = GaussianMixture(classes, covariance_type="tied", means_init=means, weights_init=np.full(classes, 1 / classes), random_state=0).fit(project.transform(unit(h_all)))
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last of 100 steps is as good an answer
+        mixture = GaussianMixture(
+            classes,
+            covariance_type="tied",
+            means_init=means,
+            weights_init=np.full(classes, 1 / classes),
+            random_state=0,
+        ).fit(project.transform(unit(h_all)))
     return torch.from_numpy(mixture.predict_proba(project.transform(unit(h_test)))).float()
 
 # %% ../nbs/07_evaluate.ipynb #6b24d67f
 def label_propagation(
-    h: Tensor,           # (L, D) representations of the labelled images
-    y: Tensor,           # (L,) their labels, 0 to K-1
-    h_all: Tensor,       # (N, D) representations of unlabelled training images
-    h_test: Tensor,      # (M, D) representations to classify
-    classes: int,        # K
-    k: int = 10,         # neighbours in the graph, and those that a test row asks
-) -> Tensor:             # (M, K) probabilities; zero in the columns of classes without a label
-    "`propagate` over the training images to the class frequencies of the labels, one added to each, then the weighted vote of a test row's neighbours among them; ValueError as `check_rows`."
+    h: Tensor,  # (L, D) representations of the labelled images
+    y: Tensor,  # (L,) their labels, 0 to K-1
+    h_all: Tensor,  # (N, D) representations of unlabelled training images
+    h_test: Tensor,  # (M, D) representations to classify
+    classes: int,  # K
+    k: int = 10,  # neighbours in the graph, and those that a test row asks
+) -> Tensor:  # (M, K) probabilities; zero in the columns of classes without a label
+    """`propagate` over the training images to the class frequencies of the labels, one added to each, then the weighted
+    vote of a test row's neighbours among them; ValueError as `check_rows`."""
     check_rows(h, y, h_test, classes)
     prior = torch.bincount(y, minlength=classes) + 1.0
     rows = torch.cat([h, h_all])
-    spread, unit = propagate(rows, torch.cat([y, y.new_full((len(h_all),), -1)]), classes, k, prior=prior / prior.sum()), nn.functional.normalize(rows, dim=1)
+    spread, unit = (
+        propagate(rows, torch.cat([y, y.new_full((len(h_all),), -1)]), classes, k, prior=prior / prior.sum()),
+        nn.functional.normalize(rows, dim=1),
+    )
     votes = []
     for part in nn.functional.normalize(h_test, dim=1).split(4096):
         similarity, index = (part @ unit.T).topk(min(k, len(rows)))
@@ -159,61 +193,84 @@ def label_propagation(
 
 # %% ../nbs/07_evaluate.ipynb #0daae6da
 def fit_head(
-    h: Tensor,             # (N, D) representations; the work is done on their device
-    p: Tensor,             # (N, K) distributions over the classes, from `propagate`
-    decay: float = 1e-3,   # lambda
-    near: tuple[Tensor, Tensor] | None = None,  # W_0 (K, D) and b_0 (K,), where the fit begins and what lambda pulls to; None for 0
+    h: Tensor,  # (N, D) representations; the work is done on their device
+    p: Tensor,  # (N, K) distributions over the classes, from `propagate`
+    decay: float = 1e-3,  # lambda
+    # W_0 (K, D) and b_0 (K,), where the fit begins and what lambda pulls to; None for 0
+    near: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # W (K, D) and b (K,): logits = W h + b
-    "The linear head that agrees best with uncertain labels and is near another one, by L-BFGS; ValueError unless there is a distribution for each row."
-    if len(h) != len(p) or not len(h): raise ValueError(f"expected a distribution for each of at least 1 row, got {len(p)} for {len(h)}")
-    h, p = h.clone().double(), p.to(h.device, copy=True).double()                         # clones: inference tensors know no gradient
-    sure = 1 + (p * p.clamp(min=1e-12).log()).sum(1) / np.log(p.shape[1])                 # (N,) 1 - H / log K
+    """The linear head that agrees best with uncertain labels and is near another one, by L-BFGS; ValueError unless
+    there is a distribution for each row."""
+    if len(h) != len(p) or not len(h):
+        raise ValueError(f"expected a distribution for each of at least 1 row, got {len(p)} for {len(h)}")
+    h, p = h.clone().double(), p.to(h.device, copy=True).double()  # clones: inference tensors know no gradient
+    sure = 1 + (p * p.clamp(min=1e-12).log()).sum(1) / np.log(p.shape[1])  # (N,) 1 - H / log K
     sure = (sure.clamp(min=0) + 1e-6) / (sure.clamp(min=0) + 1e-6).sum()
     mean, std = h.mean(0), h.std(0, correction=0) + 1e-6
     x = (h - mean) / std
-    W0, b0 = (t.detach().to(h.device).double() for t in near) if near else (h.new_zeros(p.shape[1], h.shape[1]), h.new_zeros(p.shape[1]))
-    W0, b0 = W0 * std, b0 + W0 @ mean                                                     # as the standardised rows have them
+    W0, b0 = (
+        (t.detach().to(h.device).double() for t in near)
+        if near
+        else (h.new_zeros(p.shape[1], h.shape[1]), h.new_zeros(p.shape[1]))
+    )
+    W0, b0 = W0 * std, b0 + W0 @ mean  # as the standardised rows have them
     W, b = W0.clone().requires_grad_(), b0.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([W, b], max_iter=100, line_search_fn="strong_wolfe")
+
     def loss():
         optimizer.zero_grad()
         value = -(sure[:, None] * p * (x @ W.T + b).log_softmax(1)).sum() + decay * (W - W0).square().sum()
         value.backward()
         return value
-    with torch.enable_grad(): optimizer.step(loss)
+
+    with torch.enable_grad():
+        optimizer.step(loss)
     W = W.detach() / std
     return W.float().cpu(), (b.detach() - W @ mean).float().cpu()
 
 # %% ../nbs/07_evaluate.ipynb #95ee4a52
-READ = 5000   # unlabelled images that the readers of `evaluate` look at, at most
+READ = 5000  # unlabelled images that the readers of `evaluate` look at, at most
+
 
 def spread_out(
-    rows: Tensor,   # (N,) row numbers
-    most: int,      # how many are wanted
-) -> Tensor:        # (min(N, most),)
+    rows: Tensor,  # (N,) row numbers
+    most: int,  # how many are wanted
+) -> Tensor:  # (min(N, most),)
     "Evenly spread members of a list: a data set is often sorted."
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
+
 def evaluate(
-    model: Callable,        # uint8 images -> representations and logits, see `encode`
-    train: ImageSet,        # training images, labels -1 but for the labelled ones
-    test: ImageSet,         # test images, all labelled
-    head: bool = True,      # predict with the model's own head; False: with the linear probe
+    model: Callable,  # uint8 images -> representations and logits, see `encode`
+    train: ImageSet,  # training images, labels -1 but for the labelled ones
+    test: ImageSet,  # test images, all labelled
+    head: bool = True,  # predict with the model's own head; False: with the linear probe
     device: str | torch.device = "cpu",  # where the model lives
     temperature: float = 1.0,  # logits of the head are divided by it, see `fit_temperature`
-    read: int = READ,       # unlabelled training images that the readers see, at most
-) -> tuple[dict[str, float], dict[str, Tensor]]:  # metrics by name; arrays: h_train (L, D), h_test (M, D), probabilities (M, K), class_correlation (K, K)
+    read: int = READ,  # unlabelled training images that the readers see, at most
+    # metrics by name; arrays: h_train (L, D), h_test (M, D), probabilities (M, K), class_correlation (K, K)
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     "Metrics and arrays of one model; ValueError where the test set has an image without a label or no image at all."
     if not len(test) or (test.labels < 0).any():
-        raise ValueError(f"expected a test set in which every image has a label, got {int((test.labels < 0).sum())} without, of {len(test)}")
+        raise ValueError(
+            f"expected a test set in which every image has a label, got {int((test.labels < 0).sum())} without, of "
+            f"{len(test)}"
+        )
     K, labelled = len(train.classes), train.labels >= 0
     others = spread_out((~labelled).nonzero()[:, 0], read)
-    (h_test, logits), (h, _) = encode(model, test.images, device=device), encode(model, train.images[labelled], device=device)
+    (h_test, logits), (h, _) = (
+        encode(model, test.images, device=device),
+        encode(model, train.images[labelled], device=device),
+    )
     h_all = torch.cat([h, encode(model, train.images[others], device=device)[0]]) if len(others) else h
     y = train.labels[labelled]
     probe, vote = linear_probe(h, y, h_test, K), knn(h, y, h_test, K)
-    readers = {"class_means": class_means(h, y, h_test, K), "label_propagation": label_propagation(h, y, h_all[len(h):], h_test, K)}
-    if len(y.unique()) == K: readers["gaussian_mixture"] = gaussian_mixture(h, y, h_all, h_test, K)
+    readers = {
+        "class_means": class_means(h, y, h_test, K),
+        "label_propagation": label_propagation(h, y, h_all[len(h) :], h_test, K),
+    }
+    if len(y.unique()) == K:
+        readers["gaussian_mixture"] = gaussian_mixture(h, y, h_all, h_test, K)
     probabilities = (logits / temperature).softmax(1) if head else probe
     correct = int((probabilities.argmax(1) == test.labels).sum())
     matrix = class_correlation_matrix(h_test, test.labels, K)
@@ -233,19 +290,24 @@ def evaluate(
 
 # %% ../nbs/07_evaluate.ipynb #f35b4688
 def embedding_map(
-    h: Tensor,       # (N, D) representations
-    seed: int = 0,   # of the layout
-) -> np.ndarray:     # (N, 2) float32
-    "t-SNE of the representations by cosine similarity, the perplexity lowered for few rows; ValueError for fewer than 4 rows."
-    if len(h) < 4: raise ValueError(f"expected at least 4 representations for a map, got {len(h)}")
-    return TSNE(perplexity=min(30.0, (len(h) - 1) / 3), metric="cosine", init="random", random_state=seed).fit_transform(h.numpy())
+    h: Tensor,  # (N, D) representations
+    seed: int = 0,  # of the layout
+) -> np.ndarray:  # (N, 2) float32
+    """t-SNE of the representations by cosine similarity, the perplexity lowered for few rows; ValueError for fewer than
+    4 rows."""
+    if len(h) < 4:
+        raise ValueError(f"expected at least 4 representations for a map, got {len(h)}")
+    return TSNE(
+        perplexity=min(30.0, (len(h) - 1) / 3), metric="cosine", init="random", random_state=seed
+    ).fit_transform(h.numpy())
 
 # %% ../nbs/07_evaluate.ipynb #12d79b77
 def neighbours(
-    h: Tensor,       # (M, D) representations of the query images
-    bank: Tensor,    # (B, D) representations to search
-    k: int = 5,      # neighbours per query; clamped to B
-) -> Tensor:         # (M, k) rows of the bank, the most similar first
+    h: Tensor,  # (M, D) representations of the query images
+    bank: Tensor,  # (B, D) representations to search
+    k: int = 5,  # neighbours per query; clamped to B
+) -> Tensor:  # (M, k) rows of the bank, the most similar first
     "Rows of the bank by cosine similarity; ValueError for an empty bank."
-    if not len(bank): raise ValueError("expected at least 1 row to search, got 0")
+    if not len(bank):
+        raise ValueError("expected at least 1 row to search, got 0")
     return (nn.functional.normalize(h, dim=1) @ nn.functional.normalize(bank, dim=1).T).topk(min(k, len(bank))).indices

@@ -16,33 +16,50 @@ from torch import Tensor, nn
 # %% ../nbs/03_heads.ipynb #b8739881
 class LinearHead(nn.Linear):
     "logits = W h + b, starting from zero; ValueError for fewer than one feature or two classes."
-    def __init__(self,
+
+    def __init__(
+        self,
         feature_dim: int,  # D, width of the representation
-        classes: int,      # K
+        classes: int,  # K
     ):
-        if feature_dim < 1 or classes < 2: raise ValueError(f"expected at least 1 feature and 2 classes, got {feature_dim} and {classes}")
+        if feature_dim < 1 or classes < 2:
+            raise ValueError(f"expected at least 1 feature and 2 classes, got {feature_dim} and {classes}")
         super().__init__(feature_dim, classes)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self,
-        h: Tensor,   # (N, D) representations
-    ) -> Tensor:     # (N, K) logits, float32 under autocast too: bfloat16 has steps of 1/8 at a logit of 20, and confidences would have them
+    def forward(
+        self,
+        h: Tensor,  # (N, D) representations
+        # (N, K) logits, float32 under autocast too: bfloat16 has steps of 1/8 at a logit of 20, and confidences would
+        # have
+        # them
+    ) -> Tensor:
         "logits = W h + b in the precision of the weights."
-        with torch.autocast(h.device.type, enabled=False): return super().forward(h.to(self.weight.dtype))
+        with torch.autocast(h.device.type, enabled=False):
+            return super().forward(h.to(self.weight.dtype))
 
 # %% ../nbs/03_heads.ipynb #2d72bb34
 class Projector(nn.Sequential):
     "The MLP from representation to projection, batch-normalised inside; ValueError for a size below one."
-    def __init__(self,
+
+    def __init__(
+        self,
         feature_dim: int,  # D, width of the representation
         width: int = 512,  # width of the hidden layers
-        dim: int = 512,    # P, width of the projection
-        layers: int = 3,   # linear maps in all; 1 = a single linear map
+        dim: int = 512,  # P, width of the projection
+        layers: int = 3,  # linear maps in all; 1 = a single linear map
     ):
-        sizes = [feature_dim, *[width]*(layers - 1), dim]
+        sizes = [feature_dim, *[width] * (layers - 1), dim]
         if layers < 1 or min(sizes) < 1:
-            raise ValueError(f"expected sizes and layers of at least 1, got feature_dim={feature_dim}, width={width}, dim={dim}, layers={layers}")
-        hidden = [m for i, o in zip(sizes[:-2], sizes[1:-1]) for m in (nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True))]
+            raise ValueError(
+                f"expected sizes and layers of at least 1, got feature_dim={feature_dim}, width={width}, dim={dim}, "
+                f"layers={layers}"
+            )
+        hidden = [
+            m
+            for i, o in zip(sizes[:-2], sizes[1:-1])
+            for m in (nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU(inplace=True))
+        ]
         super().__init__(*hidden, nn.Linear(sizes[-2], sizes[-1], bias=False))
         self.dim = dim

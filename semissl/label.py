@@ -34,25 +34,26 @@ __all__ = ['TWINS', 'KEYS', 'LOOK', 'VIEW', 'directions', 'typicality', 'regions
            'Labels', 'check_name', 'Labeller', 'picture', 'widget_class', 'widget_of', 'first_open', 'show', 'respond']
 
 # %% ../nbs/10_label.ipynb #a0dd599b
-TWINS = 0.14   # distance of two unit vectors with a cosine of 0.99
+TWINS = 0.14  # distance of two unit vectors with a cosine of 0.99
 
 # %% ../nbs/10_label.ipynb #e9689afc
 def directions(
     h: Tensor,  # (N, D) representations
-) -> Tensor:    # (N, D) float32, each of length 1
+) -> Tensor:  # (N, D) float32, each of length 1
     "Centre and normalise; ValueError for another shape, or a value that is not finite."
-    if h.ndim != 2 or not len(h) or not torch.isfinite(h).all(): raise ValueError(f"expected finite representations (N, D) of at least 1 image, got {tuple(h.shape)}")
+    if h.ndim != 2 or not len(h) or not torch.isfinite(h).all():
+        raise ValueError(f"expected finite representations (N, D) of at least 1 image, got {tuple(h.shape)}")
     return torch.nn.functional.normalize(h.float() - h.float().mean(0), dim=1)
 
 # %% ../nbs/10_label.ipynb #7c1cbad0
 def typicality(
-    u: Tensor,     # (n, D) directions of one region
-    k: int = 20,   # neighbours; fewer where the region is small
+    u: Tensor,  # (n, D) directions of one region
+    k: int = 20,  # neighbours; fewer where the region is small
     most: int = 2048,  # rows compared with
 ) -> tuple[Tensor, Tensor]:  # (n,) higher = more typical, (n,) 1 / (number of twins, itself included)
     "How crowded it is around each image, and how much of an own picture it is."
     others = u[torch.linspace(0, len(u) - 1, min(len(u), most)).long()]
-    distance = torch.cat([torch.cdist(part, others) for part in u.split(1024)])                     # (n, m)
+    distance = torch.cat([torch.cdist(part, others) for part in u.split(1024)])  # (n, m)
     twins = distance < TWINS
     near = distance.masked_fill(twins, float("inf")).topk(min(k, len(others)), largest=False).values  # (n, k)
     known = near.isfinite()
@@ -61,39 +62,51 @@ def typicality(
 
 # %% ../nbs/10_label.ipynb #bf7d91fa
 def regions(
-    u: Tensor,      # (N, D) directions
+    u: Tensor,  # (N, D) directions
     clusters: int,  # how many
-    seed: int,      # of k-means
+    seed: int,  # of k-means
     weight: Tensor | None = None,  # (N,) how much each image counts
-) -> Tensor:        # (N,) int64 region of each image
+) -> Tensor:  # (N,) int64 region of each image
     "k-means, in small batches for more than 20,000 images (Sculley 2010)."
     clusters = min(clusters, len(u))
-    kind = KMeans(clusters, n_init=2, random_state=seed) if len(u) <= 20_000 else MiniBatchKMeans(clusters, n_init=2, batch_size=4096, random_state=seed)
+    kind = (
+        KMeans(clusters, n_init=2, random_state=seed)
+        if len(u) <= 20_000
+        else MiniBatchKMeans(clusters, n_init=2, batch_size=4096, random_state=seed)
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)                # fewer different images than regions is no mistake
-        return torch.from_numpy(kind.fit_predict(u.numpy(), sample_weight=None if weight is None else weight.numpy())).long()
+        # fewer different images than regions is no mistake
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return torch.from_numpy(
+            kind.fit_predict(u.numpy(), sample_weight=None if weight is None else weight.numpy())
+        ).long()
 
 # %% ../nbs/10_label.ipynb #821a98a9
 def spread(
-    u: Tensor,           # (N, D) directions
-    k: int,              # labels wanted
-    taken: Tensor,       # (N,) bool, labelled already
-    seed: int,           # of k-means
-    smallest: int = 5,   # different pictures that make a region
-) -> list[int]:          # up to k rows, the most telling first
+    u: Tensor,  # (N, D) directions
+    k: int,  # labels wanted
+    taken: Tensor,  # (N,) bool, labelled already
+    seed: int,  # of k-means
+    smallest: int = 5,  # different pictures that make a region
+) -> list[int]:  # up to k rows, the most telling first
     "The typical images of the largest regions without a label (TypiClust, Hacohen et al. 2022)."
     region = regions(u, min(int(taken.sum()) + k, 500), seed)
     members = [(region == r).nonzero()[:, 0] for r in region.unique()]
     scores = [typicality(u[m]) for m in members]
     size = [float(own.sum()) for _, own in scores]
-    order = [m[(-typical).argsort(stable=True)].tolist() for m, (typical, _) in zip(members, scores)]   # the most typical first
+    # the most typical first
+    order = [m[(-typical).argsort(stable=True)].tolist() for m, (typical, _) in zip(members, scores)]
     given, chosen, refused = [int(taken[m].sum()) for m in members], [], taken.clone()
     while len(chosen) < k:
-        open_ = [r for r in range(len(members)) if order[r] and size[r] >= smallest] or [r for r in range(len(members)) if order[r]]
-        if not open_: break
+        open_ = [r for r in range(len(members)) if order[r] and size[r] >= smallest] or [
+            r for r in range(len(members)) if order[r]
+        ]
+        if not open_:
+            break
         r = min(open_, key=lambda r: (given[r], -size[r]))
         i = order[r].pop(0)
-        if refused[i]: continue
+        if refused[i]:
+            continue
         chosen.append(i)
         given[r] += 1
         refused |= (u - u[i]).norm(dim=1) < TWINS
@@ -101,81 +114,107 @@ def spread(
 
 # %% ../nbs/10_label.ipynb #97eab894
 def isolation(
-    u: Tensor,          # (N, D) directions
-    seed: int,          # of the sample
-    k: int = 10,        # neighbours
-    sample: int = 2048, # images compared with
-) -> Tensor:            # (N,) mean distance to the nearest of the sample
+    u: Tensor,  # (N, D) directions
+    seed: int,  # of the sample
+    k: int = 10,  # neighbours
+    sample: int = 2048,  # images compared with
+) -> Tensor:  # (N,) mean distance to the nearest of the sample
     "How far from everything else each image lies."
     rows = torch.randperm(len(u), generator=torch.Generator().manual_seed(seed))[:sample]
-    return torch.cat([torch.cdist(part, u[rows]).topk(min(k + 1, len(rows)), largest=False).values.mean(1) for part in u.split(4096)])
+    return torch.cat(
+        [torch.cdist(part, u[rows]).topk(min(k + 1, len(rows)), largest=False).values.mean(1) for part in u.split(4096)]
+    )
 
 # %% ../nbs/10_label.ipynb #68e507ad
 def doubtful(
-    u: Tensor,              # (N, D) directions
-    k: int,                 # labels wanted
-    taken: Tensor,          # (N,) bool, labelled already
+    u: Tensor,  # (N, D) directions
+    k: int,  # labels wanted
+    taken: Tensor,  # (N,) bool, labelled already
     probabilities: Tensor,  # (N, K) of a model that has seen the labels
-    seed: int,              # of k-means
-    share: float = 0.95,    # of the images that are not outliers
-) -> list[int]:             # up to k rows, the most doubtful first
+    seed: int,  # of k-means
+    share: float = 0.95,  # of the images that are not outliers
+) -> list[int]:  # up to k rows, the most doubtful first
     "Doubtful images, spread over the representation."
     best = probabilities.topk(2, dim=1).values
     margin, lonely = best[:, 0] - best[:, 1], isolation(u, seed)
     known = torch.zeros(len(u), dtype=torch.bool)
-    for part in u[taken].split(1024) if taken.any() else (): known |= torch.cdist(u, part).min(1).values < TWINS         # labelled, or the twin of a labelled one
-    fit = ((lonely <= lonely.quantile(share) if len(u) < 2**24 else lonely <= lonely.sort().values[int(share * len(u))]) & ~known).nonzero()[:, 0]
-    fit = fit[margin[fit].argsort(stable=True)][:20 * k]
-    if not len(fit): return []
+    # labelled, or the twin of a labelled one
+    for part in u[taken].split(1024) if taken.any() else ():
+        known |= torch.cdist(u, part).min(1).values < TWINS
+    fit = (
+        (lonely <= lonely.quantile(share) if len(u) < 2**24 else lonely <= lonely.sort().values[int(share * len(u))])
+        & ~known
+    ).nonzero()[:, 0]
+    fit = fit[margin[fit].argsort(stable=True)][: 20 * k]
+    if not len(fit):
+        return []
     doubt = 1 - margin[fit]
     region, chosen = regions(u[fit], k, seed, doubt.clamp(min=1e-3)), []
     for r in region.unique():
         mine = fit[region == r]
         centre = (u[mine] * doubt[region == r, None]).sum(0) / doubt[region == r].sum().clamp(min=1e-6)
         i = int(mine[(u[mine] - centre).norm(dim=1).argmin()])
-        if all((u[i] - u[j]).norm() >= TWINS for j in chosen): chosen.append(i)
+        if all((u[i] - u[j]).norm() >= TWINS for j in chosen):
+            chosen.append(i)
     return sorted(chosen, key=lambda i: float(margin[i]))
 
 # %% ../nbs/10_label.ipynb #3c81d075
 def suggest(
-    h: Tensor,                    # (N, D) representations of all images
-    k: int,                       # labels wanted
-    labels: Tensor | None = None, # (N,) labels so far, -1 = none; None = none at all
+    h: Tensor,  # (N, D) representations of all images
+    k: int,  # labels wanted
+    labels: Tensor | None = None,  # (N,) labels so far, -1 = none; None = none at all
     probabilities: Tensor | None = None,  # (N, K) of a model that has seen them; None = choose typical images
-    seed: int = 0,                # of k-means
-) -> list[int]:                   # k rows without a label, the most telling first
+    seed: int = 0,  # of k-means
+) -> list[int]:  # k rows without a label, the most telling first
     "Which images to label next; ValueError for shapes that differ, or fewer images without a label than wanted."
     u, taken = directions(h), torch.zeros(len(h), dtype=torch.bool) if labels is None else torch.as_tensor(labels) >= 0
-    if len(taken) != len(u) or (probabilities is not None and (len(probabilities) != len(u) or probabilities.ndim != 2 or probabilities.shape[1] < 2)):
-        raise ValueError(f"expected labels and probabilities (N, K) of {len(u)} images, got {len(taken)} and {None if probabilities is None else tuple(probabilities.shape)}")
-    if not 1 <= k <= int((~taken).sum()): raise ValueError(f"expected from 1 to {int((~taken).sum())} images to suggest, the number without a label, got {k}")
-    chosen = spread(u, k, taken, seed) if probabilities is None else doubtful(u, k, taken, torch.as_tensor(probabilities), seed)
-    if len(chosen) < k:                                                   # twins ran out: whatever is left
+    if len(taken) != len(u) or (
+        probabilities is not None
+        and (len(probabilities) != len(u) or probabilities.ndim != 2 or probabilities.shape[1] < 2)
+    ):
+        raise ValueError(
+            f"expected labels and probabilities (N, K) of {len(u)} images, got {len(taken)} and "
+            f"{None if probabilities is None else tuple(probabilities.shape)}"
+        )
+    if not 1 <= k <= int((~taken).sum()):
+        raise ValueError(
+            f"expected from 1 to {int((~taken).sum())} images to suggest, the number without a label, got {k}"
+        )
+    chosen = (
+        spread(u, k, taken, seed)
+        if probabilities is None
+        else doubtful(u, k, taken, torch.as_tensor(probabilities), seed)
+    )
+    if len(chosen) < k:  # twins ran out: whatever is left
         left = ~taken
         left[chosen] = False
         typical = spread(u, k - len(chosen), ~left, seed) if probabilities is not None and left.any() else []
         left[typical] = False
-        chosen += (typical + left.nonzero()[:, 0].tolist())[:k - len(chosen)]
+        chosen += (typical + left.nonzero()[:, 0].tolist())[: k - len(chosen)]
     return chosen
 
 # %% ../nbs/10_label.ipynb #cab379b9
 class Labels:
     "labels.csv while people write it; ValueError for a file with other columns, which would be lost."
-    def __init__(self,
+
+    def __init__(
+        self,
         file: str | Path,  # path,label; need not exist yet
     ):
         self.file = Path(file)
         if self.file.exists():
             columns = next(iter(rows_of(self.file)), [])
-            if sorted(c.casefold() for c in columns) != ["label", "path"]: raise ValueError(f"expected the columns path,label and no others in {self.file.name}, got {columns}")
+            if sorted(c.casefold() for c in columns) != ["label", "path"]:
+                raise ValueError(f"expected the columns path,label and no others in {self.file.name}, got {columns}")
 
     def read(self) -> dict[str, str]:  # path -> class name; "" = skipped
         "All decisions so far, whoever made them."
         return read_labels(self.file) if self.file.exists() else {}
 
-    def put(self,
+    def put(
+        self,
         changes: dict[str, str | None],  # path -> class name; "" = skipped, None = no decision
-    ) -> dict[str, str]:                 # all decisions after it
+    ) -> dict[str, str]:  # all decisions after it
         "Change these rows and no others; on disk when this returns."
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(self.file.with_name(f".{self.file.name}-lock")):
@@ -187,49 +226,75 @@ class Labels:
         return table
 
 # %% ../nbs/10_label.ipynb #1b080aa4
-KEYS = "1234567890qwertyiopadfhjklzxcvm"   # of the classes in order; s, u, n and g are skip, undo, new class and grid
+# of the classes in order; s, u, n and g are skip, undo, new class and grid
+KEYS = "1234567890qwertyiopadfhjklzxcvm"
 
 # %% ../nbs/10_label.ipynb #1a9a3602
 def check_name(
     name: str,  # of a class
-) -> str:       # without white space around it
+) -> str:  # without white space around it
     "ValueError for a name that is empty or has a line break."
     name = unicodedata.normalize("NFC", str(name).strip())
-    if not name or "\n" in name or "\r" in name: raise ValueError(f"expected a class name on one line, got {name!r}")
+    if not name or "\n" in name or "\r" in name:
+        raise ValueError(f"expected a class name on one line, got {name!r}")
     return name
 
 # %% ../nbs/10_label.ipynb #dcbe2e06
 class Labeller:
-    "Images, classes and labels.csv; shown in a notebook it is the widget. ValueError for an unknown path or a bad class name."
-    def __init__(self,
-        source: Any,                      # images: a folder, .zip files joined by commas, a list of files, "digits" or an ImageSet
+    """Images, classes and labels.csv; shown in a notebook it is the widget. ValueError for an unknown path or a bad
+    class name."""
+
+    def __init__(
+        self,
+        source: Any,  # images: a folder, .zip files joined by commas, a list of files, "digits" or an ImageSet
         file: str | Path = "labels.csv",  # where the labels go, and are found again
-        classes: Iterable[str] = (),      # class names; those in the file are added
-        order: Iterable[int | str] | None = None,  # rows or paths to label, first things first; None = all, in their order
-        size: int = 320,                  # side of the pictures shown, pixels
-        page: int = 12,                   # pictures sent to the browser at once
+        classes: Iterable[str] = (),  # class names; those in the file are added
+        # rows or paths to label, first things first; None = all, in their order
+        order: Iterable[int | str] | None = None,
+        size: int = 320,  # side of the pictures shown, pixels
+        page: int = 12,  # pictures sent to the browser at once
     ):
         self.images, self.labels, self.size, self.page = listed(source), Labels(file), size, page
         names = self.images.paths if isinstance(self.images, ImageSet) else [e.name for e in self.images]
         self.row, self.where, self.classes = {name: i for i, name in enumerate(names)}, {}, []
         self.roots = [str(p) for p in (Path(source), Path(source).resolve())] if isinstance(source, (str, Path)) else []
-        self.order = list(names) if order is None else [names[int(i)] if isinstance(i, (int, np.integer)) else str(i) if not isinstance(i, Path) else i.as_posix() for i in order]
-        if unknown := [p for p in self.order if p not in self.row]: raise ValueError(f"expected paths of the images to label, got {len(unknown)} others, first {unknown[:3]}")
-        for name in classes: self.add_class(name)
+        self.order = (
+            list(names)
+            if order is None
+            else [
+                names[int(i)]
+                if isinstance(i, (int, np.integer))
+                else str(i)
+                if not isinstance(i, Path)
+                else i.as_posix()
+                for i in order
+            ]
+        )
+        if unknown := [p for p in self.order if p not in self.row]:
+            raise ValueError(f"expected paths of the images to label, got {len(unknown)} others, first {unknown[:3]}")
+        for name in classes:
+            self.add_class(name)
         self.table = self.take(self.labels.read())
-        self.history: list[tuple[str, str | None, str]] = []                # path, decision before, decision after
+        self.history: list[tuple[str, str | None, str]] = []  # path, decision before, decision after
 
     def __repr__(self) -> str:
         decided = [self.table.get(p) for p in self.order]
-        return f"Labeller({sum(map(bool, decided))} of {len(decided)} labelled, {decided.count('')} skipped, classes {self.classes}, {self.labels.file.name})"
+        return (
+            f"Labeller({sum(map(bool, decided))} of {len(decided)} labelled, {decided.count('')} skipped, classes "
+            f"{self.classes}, {self.labels.file.name})"
+        )
 
     @property
-    def todo(self) -> list[str]: return [p for p in self.order if p not in self.table]   # neither labelled nor skipped
+    # neither labelled nor skipped
+    def todo(self) -> list[str]:
+        return [p for p in self.order if p not in self.table]
 
     def take(self, rows: dict[str, str]) -> dict[str, str]:  # image -> class name
         "The rows of the file as this source names its images; rows of others stay in the file."
-        if new := rows.keys() - self.where.keys(): self.where |= dict.fromkeys(new) | match_paths(rows, list(self.row), self.roots)
-        for name in sorted(set(rows.values()) - {""}): self.add_class(name)
+        if new := rows.keys() - self.where.keys():
+            self.where |= dict.fromkeys(new) | match_paths(rows, list(self.row), self.roots)
+        for name in sorted(set(rows.values()) - {""}):
+            self.add_class(name)
         return {self.where[p]: name for p, name in rows.items() if self.where[p] is not None}
 
     def put(self, changes: dict[str, str | None]) -> None:
@@ -239,32 +304,43 @@ class Labeller:
 
     def add_class(self, name: str) -> None:
         "One more class; known ones are no mistake, ValueError for one that a person would read as another."
-        if (name := check_name(name)) in self.classes: return
-        if same := next((c for c in self.classes if alike([c, name])), None): raise ValueError(f"expected a class that differs from {same!r} in more than case or white space, got {name!r}")
+        if (name := check_name(name)) in self.classes:
+            return
+        if same := next((c for c in self.classes if alike([c, name])), None):
+            raise ValueError(
+                f"expected a class that differs from {same!r} in more than case or white space, got {name!r}"
+            )
         self.classes.append(name)
 
     def label(self, path: str | Path, name: Any) -> None:
-        "Give an image a class, \"\" to skip it; on disk when this returns."
+        'Give an image a class, "" to skip it; on disk when this returns.'
         path, name = path.as_posix() if isinstance(path, Path) else path, "" if is_missing(name) else check_name(name)
-        if path not in self.row: raise ValueError(f"expected a path of the images to label, got {path!r}")
-        if name: self.add_class(name)
+        if path not in self.row:
+            raise ValueError(f"expected a path of the images to label, got {path!r}")
+        if name:
+            self.add_class(name)
         before = self.table.get(path)
         self.put({path: name})
         self.history.append((path, before, name))
 
     def undo(self) -> str | None:
-        "Take back the last decision made here; the path, or None when there is none. A newer decision from elsewhere stays."
-        if not self.history: return None
+        """Take back the last decision made here; the path, or None when there is none. A newer decision from elsewhere
+        stays."""
+        if not self.history:
+            return None
         path, before, after = self.history.pop()
         self.table = self.take(self.labels.read())
-        if self.table.get(path) == after: self.put({path: before})
+        if self.table.get(path) == after:
+            self.put({path: before})
         return path
 
-    def answer(self,
+    def answer(
+        self,
         by: Callable[[str], str] | str | Path,  # path -> class name, "" to skip; or a CSV path,label
-        n: int | None = None,                   # how many images at most
-    ) -> Labeller:                              # itself
-        "Label without a person what is still to be done; images that a CSV does not name stay as they are. One write for all."
+        n: int | None = None,  # how many images at most
+    ) -> Labeller:  # itself
+        """Label without a person what is still to be done; images that a CSV does not name stay as they are. One write
+        for all."""
         known = None
         if not callable(by):
             table = read_labels(by)
@@ -274,7 +350,8 @@ class Labeller:
         for p in todo:
             said = by(p) if known is None else known[p]
             given[p] = "" if is_missing(said) else check_name(said)
-            if given[p]: self.add_class(given[p])
+            if given[p]:
+                self.add_class(given[p])
         self.put(given)
         self.history += [(p, None, name) for p, name in given.items()]
         return self
@@ -286,10 +363,12 @@ class Labeller:
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
+
         display(self.widget)
 
     @cached_property
-    def widget(self) -> Any: return widget_of(self)   # made when it is first shown
+    def widget(self) -> Any:
+        return widget_of(self)  # made when it is first shown
 
 # %% ../nbs/10_label.ipynb #ef9452de
 LOOK = """
@@ -417,17 +496,21 @@ export default { render }
 # %% ../nbs/10_label.ipynb #5b601b17
 def picture(
     labeller: Labeller,  # whose images
-    path: str,           # which
-) -> str:                # a data: address; "" for a file that cannot be read
+    path: str,  # which
+) -> str:  # a data: address; "" for a file that cannot be read
     "One image as the model sees it, as JPEG."
     i = labeller.row[path]
     try:
-        if isinstance(labeller.images, ImageSet): pixels = labeller.images.images[i].permute(1, 2, 0).numpy()
+        if isinstance(labeller.images, ImageSet):
+            pixels = labeller.images.images[i].permute(1, 2, 0).numpy()
         else:
-            with Reader() as reader: pixels = decode_image(reader.read(labeller.images[i]), labeller.size)
-    except Exception: return ""                                       # a hostile file may raise anything; it is shown as unreadable
+            with Reader() as reader:
+                pixels = decode_image(reader.read(labeller.images[i]), labeller.size)
+    except Exception:
+        return ""  # a hostile file may raise anything; it is shown as unreadable
     image, file = Image.fromarray(pixels), io.BytesIO()
-    if image.width < labeller.size: image = image.resize((labeller.size, labeller.size), Image.Resampling.BICUBIC)
+    if image.width < labeller.size:
+        image = image.resize((labeller.size, labeller.size), Image.Resampling.BICUBIC)
     image.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
@@ -435,18 +518,34 @@ def picture(
 @cache
 def widget_class() -> type:
     "The class of the widget; ImportError without anywidget."
-    try: import anywidget, traitlets
-    except ImportError as err: raise ImportError("expected anywidget to show the labeller, got no such package: pip install anywidget, or label by `answer`") from err
+    try:
+        import anywidget, traitlets
+    except ImportError as err:
+        raise ImportError(
+            "expected anywidget to show the labeller, got no such package: pip install anywidget, or label by `answer`"
+        ) from err
     synced = lambda kind, *args: kind(*args).tag(sync=True)
-    state = dict(page=synced(traitlets.List), classes=synced(traitlets.List), counts=synced(traitlets.Dict),
-                 letters=synced(traitlets.Unicode, KEYS), grid=synced(traitlets.Bool, False),
-                 start=synced(traitlets.Int, 0), labelled=synced(traitlets.Int, 0), skipped=synced(traitlets.Int, 0), total=synced(traitlets.Int, 0))
-    return type("LabelWidget", (anywidget.AnyWidget,), dict(_esm=VIEW, _css=LOOK, __module__=__name__, __repr__=lambda widget: repr(widget.labeller), **state))
+    state = dict(
+        page=synced(traitlets.List),
+        classes=synced(traitlets.List),
+        counts=synced(traitlets.Dict),
+        letters=synced(traitlets.Unicode, KEYS),
+        grid=synced(traitlets.Bool, False),
+        start=synced(traitlets.Int, 0),
+        labelled=synced(traitlets.Int, 0),
+        skipped=synced(traitlets.Int, 0),
+        total=synced(traitlets.Int, 0),
+    )
+    return type(
+        "LabelWidget",
+        (anywidget.AnyWidget,),
+        dict(_esm=VIEW, _css=LOOK, __module__=__name__, __repr__=lambda widget: repr(widget.labeller), **state),
+    )
 
 # %% ../nbs/10_label.ipynb #61c3cd70
 def widget_of(
     labeller: Labeller,  # is shown and changed
-) -> Any:                # an anywidget
+) -> Any:  # an anywidget
     "The widget of a labeller, at the first open question; ImportError without anywidget."
     widget = widget_class()(total=len(labeller.order))
     widget.labeller = labeller
@@ -457,7 +556,7 @@ def widget_of(
 # %% ../nbs/10_label.ipynb #f14ca4b8
 def first_open(
     labeller: Labeller,  # with an order
-) -> int:                # position in the order; the last page when nothing is open
+) -> int:  # position in the order; the last page when nothing is open
     "Where the first page with an undecided image begins."
     at = next((i for i, p in enumerate(labeller.order) if p not in labeller.table), max(0, len(labeller.order) - 1))
     return at - at % labeller.page
@@ -465,34 +564,42 @@ def first_open(
 # %% ../nbs/10_label.ipynb #b9ea8efa
 def show(
     labeller: Labeller,  # what is
-    widget: Any,         # what is shown
-    start: int,          # position of the page's first image
+    widget: Any,  # what is shown
+    start: int,  # position of the page's first image
 ) -> None:
     "Bring a page and the counts to every open window."
     old = {p["path"]: p["src"] for p in widget.page}
-    paths, decided = labeller.order[start:start + labeller.page], [labeller.table.get(p) for p in labeller.order]
+    paths, decided = labeller.order[start : start + labeller.page], [labeller.table.get(p) for p in labeller.order]
     with widget.hold_sync():
-        widget.page = [dict(path=p, src=old[p] if p in old else picture(labeller, p), label=labeller.table.get(p)) for p in paths]
+        widget.page = [
+            dict(path=p, src=old[p] if p in old else picture(labeller, p), label=labeller.table.get(p)) for p in paths
+        ]
         widget.classes, widget.counts = list(labeller.classes), dict(Counter(d for d in decided if d))
         widget.labelled, widget.skipped, widget.start = sum(map(bool, decided)), decided.count(""), start
 
 # %% ../nbs/10_label.ipynb #a533199b
 def respond(
     labeller: Labeller,  # is changed
-    widget: Any,         # is told
-    message: dict,       # {id, do: "label" | "add" | "undo" | "turn", ...} from the browser
+    widget: Any,  # is told
+    message: dict,  # {id, do: "label" | "add" | "undo" | "turn", ...} from the browser
 ) -> None:
     "Do what a window asks, save it, then answer; what goes wrong is told in the window."
     reply, start, do = {"answered": message["id"]}, widget.start, message["do"]
     try:
         if do in ("label", "add"):
             labeller.label(message["path"], message["label"])
-            if not set(labeller.order[start:start + labeller.page]) - set(labeller.table): start = first_open(labeller)
+            if not set(labeller.order[start : start + labeller.page]) - set(labeller.table):
+                start = first_open(labeller)
         elif do == "undo" and (path := labeller.undo()) is not None and path in labeller.order:
             at = labeller.order.index(path)
             start = at - at % labeller.page
             reply["at"] = at - start
-        elif do == "turn": start = min(max(0, start + message["by"] * labeller.page), (len(labeller.order) - 1) // labeller.page * labeller.page)
-    except (ValueError, OSError) as err: reply["problem"] = str(err)
+        elif do == "turn":
+            start = min(
+                max(0, start + message["by"] * labeller.page),
+                (len(labeller.order) - 1) // labeller.page * labeller.page,
+            )
+    except (ValueError, OSError) as err:
+        reply["problem"] = str(err)
     show(labeller, widget, start)
     widget.send(reply)

@@ -47,9 +47,7 @@ def check_views(
 ) -> None:
     "Raise a ValueError unless `z1` and `z2` are two (N, P) matrices of floats with N >= 2."
     if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(
-            f"expected two views of one shape (N, P), got {tuple(z1.shape)} and {tuple(z2.shape)}"
-        )
+        raise ValueError(f"expected two views of one shape (N, P), got {tuple(z1.shape)} and {tuple(z2.shape)}")
     if not (z1.is_floating_point() and z2.is_floating_point()):
         raise ValueError(f"expected floating point projections, got {z1.dtype} and {z2.dtype}")
     if len(z1) < 2:
@@ -126,9 +124,7 @@ def nt_xent(
         raise ValueError(f"expected a temperature above 0, got {temperature}")
     z = F.normalize(torch.cat([z1, z2]), dim=1, eps=1e-6)  # (2N, P)
     logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)  # (2N, 2N), nobody is compared with itself
-    partner = torch.arange(len(z), device=z.device).roll(
-        len(z1)
-    )  # row i of view 1 belongs to row i of view 2
+    partner = torch.arange(len(z), device=z.device).roll(len(z1))  # row i of view 1 belongs to row i of view 2
     return F.cross_entropy(logits, partner)
 
 # %% ../nbs/04_losses.ipynb #f305dfb0
@@ -139,9 +135,7 @@ def sample_correlation(
 ) -> Tensor:  # (N, N) Pearson correlation of each two images over their D features; 0 for a constant row
     "Pearson correlation between images. ValueError when `h` is not a matrix of floats."
     if h.ndim != 2 or not h.is_floating_point():
-        raise ValueError(
-            f"expected floating point representations (N, D), got {h.dtype} of shape {tuple(h.shape)}"
-        )
+        raise ValueError(f"expected floating point representations (N, D), got {h.dtype} of shape {tuple(h.shape)}")
     u = h - h.mean(1, keepdim=True)
     u = u * torch.rsqrt(u.square().mean(1, keepdim=True) + eps)
     return u @ u.T / h.shape[1]
@@ -155,9 +149,7 @@ def check_labels(
 ) -> None:
     "Raise a ValueError unless `h` is a matrix of floats and the others have one fitting entry per row."
     if h.ndim != 2 or not h.is_floating_point():
-        raise ValueError(
-            f"expected floating point representations (N, D), got {h.dtype} of shape {tuple(h.shape)}"
-        )
+        raise ValueError(f"expected floating point representations (N, D), got {h.dtype} of shape {tuple(h.shape)}")
     for name, x in {"labels": y, "image": image}.items():
         if x is not None and (x.shape != h.shape[:1] or x.dtype != torch.int64):
             raise ValueError(
@@ -195,13 +187,14 @@ def group_sum(
 ) -> Tensor:  # (N, ...), in each row the sum over that row's group
     "Sum within groups, given back to every member, without a loop and without waiting for the device."
     group = torch.zeros_like(keys[0])
-    for key in (
-        keys
-    ):  # number each group by the place of its first member among the sorted: below N, even with many keys
+    for (
+        key
+    ) in keys:  # number each group by the place of its first member among the sorted: below N, even with many keys
         key = group * len(x) + torch.searchsorted(key.sort().values, key)
         group = torch.searchsorted(key.sort().values, key)
     total = torch.zeros_like(x).index_add(0, group, x)
-    return total.index_select(0, group)  # backward an index_add, which a CPU sums in one order; [group] has none
+    # backward an index_add, which a CPU sums in one order; [group] has none
+    return total.index_select(0, group)
 
 
 def same_class_feature(
@@ -219,9 +212,7 @@ def same_class_feature(
     has_partner = partners((w > 0).long()) > 0  # integers: exact, in whatever order a GPU sums
     pair = w * partners(w) * has_partner  # (N,) weight of all pairs that start with this row
     s = standardise(h, pair) * w[:, None]
-    c = (s * partners(s) * has_partner[:, None]).sum(0) / pair.sum().clamp_min(
-        torch.finfo(h.dtype).tiny
-    )  # (D,)
+    c = (s * partners(s) * has_partner[:, None]).sum(0) / pair.sum().clamp_min(torch.finfo(h.dtype).tiny)  # (D,)
     return (1 - c).square().mean() * (pair.sum() > 0)
 
 # %% ../nbs/04_losses.ipynb #a928ce87
@@ -232,8 +223,7 @@ def class_correlation(
     form: str = "sample",  # "sample": Pearson between images; "feature": Barlow Twins' diagonal between images
     different_weight: float = 0.0,  # weight of mean(relu(rho)) over the pairs of different classes
     weight: Tensor | None = None,  # (N,) confidence in each label, 0 = left out; a pair weighs the product
-    image: Tensor
-    | None = None,  # (N,) int64 identity of the image behind each row: its own views are no pair
+    image: Tensor | None = None,  # (N,) int64 identity of the image behind each row: its own views are no pair
 ) -> Tensor:  # scalar; 0, still attached to the graph, when there is no pair
     "Pull images of one class to correlation 1. ValueError for an unknown form and labels that do not fit `h`."
     forms = {"sample": same_class_sample, "feature": same_class_feature}

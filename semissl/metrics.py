@@ -94,9 +94,7 @@ def calibration_error(
     if p.min() < 0 or (sums - 1).abs().max() > 1e-2:
         found = f"values from {p.min():.3g} and sums from {sums.min():.3g} to {sums.max():.3g}"
         raise ValueError(f"expected probabilities, rows of values >= 0 that sum to 1, got {found}")
-    return multiclass_calibration_error(
-        p.clamp(max=1), y, num_classes=p.shape[1], n_bins=bins, norm="l1"
-    ).item()
+    return multiclass_calibration_error(p.clamp(max=1), y, num_classes=p.shape[1], n_bins=bins, norm="l1").item()
 
 # %% ../nbs/05_metrics.ipynb #b5378913
 def accuracy_at_coverage(
@@ -104,7 +102,8 @@ def accuracy_at_coverage(
     y: Tensor,  # (N,) int64 labels, none of them -1
     coverage: float,  # share of the images that are answered, above 0 and up to 1
 ) -> float:  # share of those that are right
-    "Accuracy of the most confident share (El-Yaniv & Wiener 2010). ValueError for a coverage out of range, and as `accuracy`."
+    """Accuracy of the most confident share (El-Yaniv & Wiener 2010). ValueError for a coverage out of range, and as
+    `accuracy`."""
     if not 0 < coverage <= 1:
         raise ValueError(f"expected a coverage above 0 and up to 1, got {coverage}")
     surest = probabilities.max(1).values.argsort(descending=True, stable=True)
@@ -117,7 +116,8 @@ def fit_temperature(
     target: Tensor,  # (N,) int64 labels, or (N, K) distributions over them
     weight: Tensor | None = None,  # (N,) weight of each row, >= 0; None = all alike
 ) -> float:  # T, between 1/20 and 20
-    "Temperature scaling (Guo et al. 2017). ValueError when the rows of logits, targets and weights do not match, or none counts."
+    """Temperature scaling (Guo et al. 2017). ValueError when the rows of logits, targets and weights do not match, or
+    none counts."""
     check_predictions(logits, target if target.ndim == 1 else target.argmax(1), logits.shape[1])
     q = torch.nn.functional.one_hot(target, logits.shape[1]) if target.ndim == 1 else target
     w = torch.ones(len(q), dtype=torch.float64) if weight is None else weight.double()
@@ -203,13 +203,12 @@ def collapse_warning(
     h = h.detach().cpu().double()
     if not (h.isfinite().all() and all(map(math.isfinite, losses))):
         what = "loss" if h.isfinite().all() else "representation"
-        return (
-            f"The {what} is NaN or infinite: training has diverged; lower the learning rate or use float32."
-        )
+        return f"The {what} is NaN or infinite: training has diverged; lower the learning rate or use float32."
     centred = h - h.mean(0)
     if centred.square().mean() <= 1e-4 * h.square().mean():
         return "Every image has the same representation: the encoder has collapsed and tells no two images apart."
-    small = centred @ centred.T if len(h) < h.shape[1] else centred.T @ centred  # both have the squared singular values
+    # both have the squared singular values
+    small = centred @ centred.T if len(h) < h.shape[1] else centred.T @ centred
     share = (torch.linalg.eigvalsh(small)[-1] / small.trace()).item()
     if share > 0.95 and n_classes != 2 and len(h) > 2:
         return f"The representations lie on one line ({share:.0%} of their variance): the encoder has collapsed."

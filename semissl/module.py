@@ -25,73 +25,97 @@ from .method.memory import in_pieces
 
 # %% ../nbs/06_module.ipynb #cf8043ba
 class EMA(nn.Module):
-    "An exponential moving average of a model's weights and floating-point buffers; ValueError for a decay outside [0, 1)."
-    def __init__(self,
-        model: nn.Module,     # copied; the copy never trains
-        decay: float = 0.999, # d; 0 = the average is the model itself
+    """An exponential moving average of a model's weights and floating-point buffers; ValueError for a decay outside [0,
+    1)."""
+
+    def __init__(
+        self,
+        model: nn.Module,  # copied; the copy never trains
+        decay: float = 0.999,  # d; 0 = the average is the model itself
     ):
         super().__init__()
-        if not 0 <= decay < 1: raise ValueError(f"expected an EMA decay in [0, 1), got {decay}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected an EMA decay in [0, 1), got {decay}")
         self.model, self.decay = deepcopy(model).requires_grad_(False).eval(), decay
 
     @torch.no_grad()
-    def update(self,
+    def update(
+        self,
         model: nn.Module,  # the model in training
-        step: int,         # t, updates made before this one
+        step: int,  # t, updates made before this one
     ) -> None:
         "One step of the average, all tensors in one call."
         d = min(self.decay, (1 + step) / (10 + step))
         mine, theirs = [*self.model.parameters(), *self.model.buffers()], [*model.parameters(), *model.buffers()]
         floats, others = ([i for i, t in enumerate(mine) if t.is_floating_point() == kind] for kind in (True, False))
         torch._foreach_lerp_([mine[i] for i in floats], [theirs[i] for i in floats], 1 - d)
-        if others: torch._foreach_copy_([mine[i] for i in others], [theirs[i] for i in others])
+        if others:
+            torch._foreach_copy_([mine[i] for i in others], [theirs[i] for i in others])
 
     @torch.no_grad()
-    def heal(self,
+    def heal(
+        self,
         model: nn.Module,  # the model in training; its running statistics are changed in place
     ) -> None:
-        "An overflow in float16 leaves running statistics infinite for good, though the step is skipped: they become those of the average again, before it takes them in."
+        """An overflow in float16 leaves running statistics infinite for good, though the step is skipped: they become
+        those of the average again, before it takes them in."""
         for mine, theirs in zip(self.model.buffers(), model.buffers()):
-            if mine.is_floating_point(): theirs.copy_(torch.where(theirs.isfinite(), theirs, mine))
+            if mine.is_floating_point():
+                theirs.copy_(torch.where(theirs.isfinite(), theirs, mine))
 
-    def train(self, mode: bool = True) -> nn.Module: return super().train(False)   # the average is only ever evaluated
-    def forward(self, x: Tensor) -> Tensor: return self.model(x)
+    # the average is only ever evaluated
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
 
 # %% ../nbs/06_module.ipynb #b9e79a81
 def learning_rate(
-    step: int,            # t, from 0
-    total: int,           # T, steps of the whole run
+    step: int,  # t, from 0
+    total: int,  # T, steps of the whole run
     warmup: float = 0.1,  # T_w / T
-) -> float:               # share of the peak learning rate, 0 to 1
+) -> float:  # share of the peak learning rate, 0 to 1
     "Linear warm-up, then half a cosine to zero."
     rise = max(1, round(warmup * total))
-    if step < rise: return (step + 1) / rise
+    if step < rise:
+        return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * min(1, (step - rise) / max(1, total - rise))))
 
 # %% ../nbs/06_module.ipynb #60a00002
 def parameter_groups(
     rates: list[tuple[nn.Module, float]],  # modules, each with its peak learning rate
-    weight_decay: float,                   # of matrices and kernels
-) -> list[dict]:                           # for an optimizer
+    weight_decay: float,  # of matrices and kernels
+) -> list[dict]:  # for an optimizer
     "Two groups of each module's trainable tensors: decayed, and not."
-    return [{"params": chosen, "lr": lr, "weight_decay": decay} for m, lr in rates for decay, matrices in ((weight_decay, True), (0.0, False))
-            if (chosen := [p for p in m.parameters() if p.requires_grad and (p.ndim > 1) == matrices])]
+    return [
+        {"params": chosen, "lr": lr, "weight_decay": decay}
+        for m, lr in rates
+        for decay, matrices in ((weight_decay, True), (0.0, False))
+        if (chosen := [p for p in m.parameters() if p.requires_grad and (p.ndim > 1) == matrices])
+    ]
 
 # %% ../nbs/06_module.ipynb #60a00005
 @dataclass(frozen=True)
 class Stages:
     "When the stages begin, and what that does to the weight of L_ssl; ValueError for a start outside [0, 1]."
-    correlate_from: float = 0.5   # share of training after which stage 2 starts; 1 = never
+
+    correlate_from: float = 0.5  # share of training after which stage 2 starts; 1 = never
     self_train_from: float = 1.0  # share of training after which stage 3 starts; 1 = never
-    ssl_weight_end: float = 1.0   # weight of L_ssl at the last step
+    ssl_weight_end: float = 1.0  # weight of L_ssl at the last step
 
     def __post_init__(self):
         for name in ("correlate_from", "self_train_from"):
-            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
 
     def at(self, step: int, total: int) -> int:
         "The stage of a step of `total`."
-        return max(stage for stage, start in ((1, 0.0), (2, self.correlate_from), (3, self.self_train_from)) if step >= start * total)
+        return max(
+            stage
+            for stage, start in ((1, 0.0), (2, self.correlate_from), (3, self.self_train_from))
+            if step >= start * total
+        )
 
     def into_stage_3(self, step: int, total: int) -> float:
         "Share of stage 3 that is over, 0 before it."
@@ -103,16 +127,25 @@ class Stages:
 
 # %% ../nbs/06_module.ipynb #571562bd
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    "Batch normalisation over the rows of all DDP processes, each with the same number, on any device (Ioffe & Szegedy 2015)."
-    alone = False   # True: over those of this process, where the others are not asked
-    def _check_input_dim(self, x: Tensor) -> None: pass                        # whatever the layer it replaces took
+    """Batch normalisation over the rows of all DDP processes, each with the same number, on any device (Ioffe & Szegedy
+    2015)."""
 
-    def forward(self, x: Tensor) -> Tensor:                                    # (N, C, ...)
-        if not self.training: return super().forward(x)
-        shape = (1, -1, *[1]*(x.ndim - 2))
-        variance, mean = torch.var_mean(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, [d for d in range(x.ndim) if d != 1], correction=0)
+    alone = False  # True: over those of this process, where the others are not asked
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass  # whatever the layer it replaces took
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, ...)
+        if not self.training:
+            return super().forward(x)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        variance, mean = torch.var_mean(
+            x.float() if x.dtype in (torch.float16, torch.bfloat16) else x,
+            [d for d in range(x.ndim) if d != 1],
+            correction=0,
+        )
         mine = torch.stack([variance, mean])[None]
-        variances, means = (mine if self.alone else gather_rows(mine)).unbind(1)   # (world, C) each
+        variances, means = (mine if self.alone else gather_rows(mine)).unbind(1)  # (world, C) each
         mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)  # (C,)
         n = len(means) * x.numel() // x.shape[1]
         with torch.no_grad():
@@ -120,154 +153,203 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (x * scale.view(shape) + (self.bias - mean*scale).view(shape)).to(x.dtype)
+        return (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+
 
 def globalise(
     model: nn.Module,  # changed in place; weights, buffers and their names stay
-) -> nn.Module:        # the same model
-    "Let every batch normalisation of a model take its statistics over all processes; ValueError for a kind that is not PyTorch's BatchNorm1d or 2d with weights."
+) -> nn.Module:  # the same model
+    """Let every batch normalisation of a model take its statistics over all processes; ValueError for a kind that is
+    not PyTorch's BatchNorm1d or 2d with weights."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for m in norms:
         if type(m) not in (nn.BatchNorm1d, nn.BatchNorm2d, GlobalBatchNorm) or not m.affine:
-            raise ValueError(f"expected batch normalisation by BatchNorm1d or BatchNorm2d with weights in an encoder that processes share, got {type(m).__name__}: use one process or another encoder")
-    for m in norms: m.__class__ = GlobalBatchNorm
+            raise ValueError(
+                f"expected batch normalisation by BatchNorm1d or BatchNorm2d with weights in an encoder that "
+                f"processes share, got {type(m).__name__}: use one process or another encoder"
+            )
+    for m in norms:
+        m.__class__ = GlobalBatchNorm
     return model
 
 # %% ../nbs/06_module.ipynb #1d574b1e
 class PseudoLabels(nn.Module):
-    "A teacher's probabilities to labels and the weight each deserves (SoftMatch, FixMatch); ValueError for an unknown alignment or a threshold outside [0, 1]."
-    def __init__(self,
-        classes: int,               # K
-        alignment: str = "labels",  # "labels": classes are as frequent as among the labels; "uniform": equally frequent; "none": take the probabilities as they are
-        threshold: float = 0.0,     # FixMatch: weight 1 from this confidence on, else 0; 0 = SoftMatch's Gaussian weight
-        decay: float = 0.999,       # d of the running means
+    """A teacher's probabilities to labels and the weight each deserves (SoftMatch, FixMatch); ValueError for an unknown
+    alignment or a threshold outside [0, 1]."""
+
+    def __init__(
+        self,
+        classes: int,  # K
+        # "labels": classes are as frequent as among the labels; "uniform": equally frequent; "none": take the
+        # probabilities as they are
+        alignment: str = "labels",
+        threshold: float = 0.0,  # FixMatch: weight 1 from this confidence on, else 0; 0 = SoftMatch's Gaussian weight
+        decay: float = 0.999,  # d of the running means
     ):
         super().__init__()
-        if alignment not in ("labels", "uniform", "none"): raise ValueError(f"expected alignment 'labels', 'uniform' or 'none', got {alignment!r}")
-        if not 0 <= threshold <= 1: raise ValueError(f"expected a threshold from 0 to 1, got {threshold}")
+        if alignment not in ("labels", "uniform", "none"):
+            raise ValueError(f"expected alignment 'labels', 'uniform' or 'none', got {alignment!r}")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"expected a threshold from 0 to 1, got {threshold}")
         self.alignment, self.threshold, self.decay = alignment, threshold, decay
-        for name, start in dict(prior=torch.full((classes,), 1 / classes), mean=torch.full((classes,), 1 / classes), mu=torch.tensor(1 / classes), variance=torch.tensor(1.0), seen=torch.tensor(0.0)).items():
+        for name, start in dict(
+            prior=torch.full((classes,), 1 / classes),
+            mean=torch.full((classes,), 1 / classes),
+            mu=torch.tensor(1 / classes),
+            variance=torch.tensor(1.0),
+            seen=torch.tensor(0.0),
+        ).items():
             self.register_buffer(name, start)
 
-    def see(self,
+    def see(
+        self,
         labels: Tensor,  # (N,) int64 labels of the training images, -1 = unlabelled
     ) -> None:
         "Learn the prior pi from the labels, one added to each class."
         counts = torch.bincount(labels[labels >= 0], minlength=len(self.prior)) + 1.0
-        if self.alignment == "labels": self.prior.copy_(counts / counts.sum())
+        if self.alignment == "labels":
+            self.prior.copy_(counts / counts.sum())
 
     def move(self, mean: Tensor, new: Tensor, d: Tensor) -> None:
         "One step of a running mean; what is not finite (a teacher that overflowed in float16) does not enter it."
         mean.lerp_(torch.where(new.isfinite(), new, mean), 1 - d)
 
     @torch.no_grad()
-    def forward(self,
+    def forward(
+        self,
         p: Tensor,  # (U, K) probabilities
     ) -> tuple[Tensor, Tensor]:  # (U,) int64 labels, (U,) weights from 0 to 1
         "Align, take the most probable class, weigh it; the running means move first."
-        d = ((1 + self.seen) / (10 + self.seen)).clamp(max=self.decay)   # seen: t, batches before this one
+        d = ((1 + self.seen) / (10 + self.seen)).clamp(max=self.decay)  # seen: t, batches before this one
         self.seen += 1
         if self.alignment != "none":
             self.move(self.mean, gather_rows(p).mean(0), d)
             p = p * self.prior / self.mean
             p = p / p.sum(1, keepdim=True)
         confidence, y = p.max(1)
-        if self.threshold: return y, (confidence >= self.threshold).to(p.dtype)
+        if self.threshold:
+            return y, (confidence >= self.threshold).to(p.dtype)
         everyone = gather_rows(confidence)
         self.move(self.mu, everyone.mean(), d)
         self.move(self.variance, everyone.var(unbiased=False), d)
-        return y, torch.exp(-2 * (confidence - self.mu).clamp(max=0)**2 / self.variance.clamp(min=1e-6))
+        return y, torch.exp(-2 * (confidence - self.mu).clamp(max=0) ** 2 / self.variance.clamp(min=1e-6))
 
 # %% ../nbs/06_module.ipynb #60a00008
 def one_hot(
-    y: Tensor,     # (N,) int64 classes; -1 = none
+    y: Tensor,  # (N,) int64 classes; -1 = none
     classes: int,  # K
-) -> Tensor:       # (N, K) soft labels; uniform where there is no class
+) -> Tensor:  # (N, K) soft labels; uniform where there is no class
     "Classes as soft labels that are sure."
     hard = torch.nn.functional.one_hot(y.clamp(min=0), classes).float()
     return torch.where((y >= 0)[:, None], hard, 1 / classes)
 
+
 class Rows(NamedTuple):
     "Two views of each of N images, over all processes."
-    h: Tensor       # (2N, D) representations
-    y: Tensor       # (2N,) classes, -1 = none; or (2N, K) soft labels
+
+    h: Tensor  # (2N, D) representations
+    y: Tensor  # (2N,) classes, -1 = none; or (2N, K) soft labels
     weight: Tensor  # (2N,) how much each counts
-    image: Tensor   # (2N,) which image it shows
+    image: Tensor  # (2N,) which image it shows
 
     @classmethod
-    def of(cls,
-        h1: Tensor,      # (n, D) representations of the first views of this process
-        h2: Tensor,      # (n, D) of the second ones
-        y: Tensor,       # (n,) classes, -1 = none; or (n, K) soft labels
+    def of(
+        cls,
+        h1: Tensor,  # (n, D) representations of the first views of this process
+        h2: Tensor,  # (n, D) of the second ones
+        y: Tensor,  # (n,) classes, -1 = none; or (n, K) soft labels
         weight: Tensor,  # (n,) how much each counts
-        image: Tensor,   # (n,) int64, which image each is
+        image: Tensor,  # (n,) int64, which image each is
     ) -> "Rows":
         "The rows of this process and of the others."
         return cls(gather_rows(torch.cat([h1, h2])), *(gather_rows(torch.cat([a, a])) for a in (y, weight, image)))
 
-    def joined(self,
+    def joined(
+        self,
         others: "Rows",  # some of the same images may be among them
-    ) -> "Rows":         # all of them
+    ) -> "Rows":  # all of them
         "These rows, then others."
         return Rows(*map(torch.cat, zip(self, others)))
 
+
 def mixed_cross_entropy(
-    logits: Tensor,        # (2N, K)
-    rows: Rows,            # weight: the share that is left of an image
+    logits: Tensor,  # (2N, K)
+    rows: Rows,  # weight: the share that is left of an image
     other: Tensor | None,  # (2N,) classes of the pasted squares; None = nothing was pasted
-) -> Tensor:               # scalar
-    "Cross entropy in which each row has the label of its image and that of the square in it, by area (CutMix, Yun et al. 2019)."
-    if other is None: return cross_entropy(logits, rows.y)
+) -> Tensor:  # scalar
+    """Cross entropy in which each row has the label of its image and that of the square in it, by area (CutMix, Yun et
+    al. 2019)."""
+    if other is None:
+        return cross_entropy(logits, rows.y)
     return cross_entropy(logits.repeat(2, 1), torch.cat([rows.y, other]), torch.cat([rows.weight, 1 - rows.weight]))
 
 # %% ../nbs/06_module.ipynb #51911376
 class SemiSSL(L.LightningModule):
     "The method as a LightningModule: built objects in, one step, an averaged classifier out."
-    def __init__(self,
-        encoder: nn.Module,                     # f, with a feature_dim
-        projector: nn.Module | None,            # g; None together with objective=None: labels only
-        head: nn.Module,                        # W h + b
-        views: Callable,                        # (uint8 (N, 3, S, S), generator, part) -> two views, float (N, 3, S, S) each; part = (rank, processes)
-        prepare: Callable,                      # uint8 (N, 3, S, S) -> float (N, 3, S, S), without randomness, for evaluation
-        objective: Callable | None,             # L_ssl(z1, z2) -> scalar; None: labels only, unless `taught`
-        weak: Callable | None = None,           # (uint8 (N, 3, S, S), generator, part) -> one view for the teacher; None: `prepare`
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # f, with a feature_dim
+        projector: nn.Module | None,  # g; None together with objective=None: labels only
+        head: nn.Module,  # W h + b
+        # (uint8 (N, 3, S, S), generator, part) -> two views, float (N, 3, S, S) each; part = (rank, processes)
+        views: Callable,
+        prepare: Callable,  # uint8 (N, 3, S, S) -> float (N, 3, S, S), without randomness, for evaluation
+        objective: Callable | None,  # L_ssl(z1, z2) -> scalar; None: labels only, unless `taught`
+        # (uint8 (N, 3, S, S), generator, part) -> one view for the teacher; None: `prepare`
+        weak: Callable | None = None,
         *,
-        total_steps: int,                       # T, optimizer steps of the whole run
-        stages: Stages = Stages(),              # when each begins
-        head_weight: float = 1.0,               # alpha
-        cutmix_p: float = 0.0,                  # probability that a labelled image gets a square of another one
-        correlation_weight: float = 0.3,        # beta
-        correlation_form: str = "two_sided",    # form of L_corr, see `method.correlation.FORMS`
-        pseudo_weight: float = 1.0,             # weight of CE over the pseudo-labels
-        pseudo_correlation: bool = True,        # whether pseudo-labelled images join L_corr
-        alignment: str = "labels",              # of the pseudo-labels, see `PseudoLabels`
-        threshold: float = 0.0,                 # of their confidence, see `PseudoLabels`
-        lr: float = 2e-3,                       # peak learning rate of AdamW
-        encoder_lr: float = 1.0,                # of the encoder, as a share of lr
-        weight_decay: float = 0.05,             # of matrices and kernels, not of biases and norms
-        ema_decay: float = 0.999,               # d of the averaged weights
-        taught: bool = False,                   # the soft labels of stage 3 come from `teach_with`, not from the averaged model
-        seed: int = 0,                          # of the views
+        total_steps: int,  # T, optimizer steps of the whole run
+        stages: Stages = Stages(),  # when each begins
+        head_weight: float = 1.0,  # alpha
+        cutmix_p: float = 0.0,  # probability that a labelled image gets a square of another one
+        correlation_weight: float = 0.3,  # beta
+        correlation_form: str = "two_sided",  # form of L_corr, see `method.correlation.FORMS`
+        pseudo_weight: float = 1.0,  # weight of CE over the pseudo-labels
+        pseudo_correlation: bool = True,  # whether pseudo-labelled images join L_corr
+        alignment: str = "labels",  # of the pseudo-labels, see `PseudoLabels`
+        threshold: float = 0.0,  # of their confidence, see `PseudoLabels`
+        lr: float = 2e-3,  # peak learning rate of AdamW
+        encoder_lr: float = 1.0,  # of the encoder, as a share of lr
+        weight_decay: float = 0.05,  # of matrices and kernels, not of biases and norms
+        ema_decay: float = 0.999,  # d of the averaged weights
+        taught: bool = False,  # the soft labels of stage 3 come from `teach_with`, not from the averaged model
+        seed: int = 0,  # of the views
     ):
         super().__init__()
         if (projector is None) != (objective is None):
             raise ValueError(f"expected a projector and an objective, or neither, got {projector} and {objective}")
         self.encoder, self.projector, self.head = encoder, projector, head
         self.views, self.prepare, self.objective = views, prepare, objective
-        self.total_steps, self.stages = total_steps, stages if objective is not None or taught else replace(stages, self_train_from=1.0)   # stage 3 needs unlabelled images
-        self.taught, self.table = taught, None                                # (N, K) soft labels of all training images, between two rounds
-        self.head_weight, self.cutmix_p, self.correlation_weight, self.correlation_form = head_weight, cutmix_p, correlation_weight, correlation_form
-        self.weak, self.pseudo_weight, self.pseudo_correlation = weak or (lambda images, generator, part: prepare(images)), pseudo_weight, pseudo_correlation
+        # stage 3 needs unlabelled images
+        self.total_steps, self.stages = (
+            total_steps,
+            stages if objective is not None or taught else replace(stages, self_train_from=1.0),
+        )
+        # (N, K) soft labels of all training images, between two rounds
+        self.taught, self.table = taught, None
+        self.head_weight, self.cutmix_p, self.correlation_weight, self.correlation_form = (
+            head_weight,
+            cutmix_p,
+            correlation_weight,
+            correlation_form,
+        )
+        self.weak, self.pseudo_weight, self.pseudo_correlation = (
+            weak or (lambda images, generator, part: prepare(images)),
+            pseudo_weight,
+            pseudo_correlation,
+        )
         self.lr, self.encoder_lr, self.weight_decay, self.seed = lr, encoder_lr, weight_decay, seed
         self.ema = EMA(nn.Sequential(encoder, head), ema_decay)
-        self.piece = 0                                                        # images that go through the encoder at once; 0 = all of a step, see `method.memory`
+        self.piece = 0  # images that go through the encoder at once; 0 = all of a step, see `method.memory`
         self.pseudo_labels = PseudoLabels(head.out_features, alignment, threshold)
-        self.basis = self.answer = None                                       # on features: what they are made with, and the readers that answer
-        self.last_h, self.card = None, {}                                     # card: what a reader of the checkpoint must know
+        self.basis = self.answer = None  # on features: what they are made with, and the readers that answer
+        self.last_h, self.card = None, {}  # card: what a reader of the checkpoint must know
 
     def generator(self, step: int) -> torch.Generator:
         "The randomness of a step, the same in every process: a function of seed and step alone."
-        return torch.Generator(self.device).manual_seed((self.seed * 2654435761 + step) % 2**32)   # a CPU generator reads 32 bits
+        # a CPU generator reads 32 bits
+        return torch.Generator(self.device).manual_seed((self.seed * 2654435761 + step) % 2**32)
 
     @property
     def part(self) -> tuple[int, int]:
@@ -279,13 +361,31 @@ class SemiSSL(L.LightningModule):
         stage, generator = self.stages.at(batch.step, self.total_steps), self.generator(batch.step)
         images = (batch.labelled,) if self.objective is None and not self.taught else (batch.unlabelled, batch.labelled)
         views, mix = [self.views(x, generator, self.part) for x in images if len(x)], None
-        if self.cutmix_p and len(batch.labelled): views[-1], *mix = cutmix(views[-1], generator, self.cutmix_p, self.part)
-        v = torch.cat([one[i] for i in (0, 1) for one in views])              # (2(U+L), 3, S, S): first views, then second
-        h1, h2 = in_pieces(self.encoder, v, self.piece).float().chunk(2)      # (U+L, D) each
-        pseudo = None if stage < 3 or self.taught and self.table is None else self.told(batch.rows[:len(batch.unlabelled)]) if self.taught else self.teach(batch.unlabelled, generator)
-        return self.losses(h1, h2, batch.labels, stage, pseudo, self.stages.ssl_weight(batch.step, self.total_steps), mix, batch.rows[-len(h1):])
+        if self.cutmix_p and len(batch.labelled):
+            views[-1], *mix = cutmix(views[-1], generator, self.cutmix_p, self.part)
+        # (2(U+L), 3, S, S): first views, then second
+        v = torch.cat([one[i] for i in (0, 1) for one in views])
+        h1, h2 = in_pieces(self.encoder, v, self.piece).float().chunk(2)  # (U+L, D) each
+        pseudo = (
+            None
+            if stage < 3 or self.taught and self.table is None
+            else self.told(batch.rows[: len(batch.unlabelled)])
+            if self.taught
+            else self.teach(batch.unlabelled, generator)
+        )
+        return self.losses(
+            h1,
+            h2,
+            batch.labels,
+            stage,
+            pseudo,
+            self.stages.ssl_weight(batch.step, self.total_steps),
+            mix,
+            batch.rows[-len(h1) :],
+        )
 
-    def teach_with(self,
+    def teach_with(
+        self,
         q: Tensor,  # (N, K) soft labels of all training images, from `propagate`
     ) -> None:
         "What stage 3 learns from until the next round."
@@ -301,42 +401,71 @@ class SemiSSL(L.LightningModule):
         "Labels of the averaged model for weak views of unlabelled images, and their weights."
         return self.pseudo_labels(self.ema(self.weak(images, generator, self.part)).float().softmax(1))
 
-    def losses(self, h1: Tensor, h2: Tensor, labels: Tensor, stage: int, pseudo: tuple[Tensor, Tensor] | None = None, ssl_weight: float = 1.0, mix: list[Tensor] | None = None, image: Tensor | None = None) -> dict[str, Tensor]:
-        "The terms of the loss from the representations of two views; the last rows are the labelled ones, `mix` is what `cutmix` did to them, `pseudo` is about the others (classes or soft labels, and weights), `image` says which images they are (None: all different)."
+    def losses(
+        self,
+        h1: Tensor,
+        h2: Tensor,
+        labels: Tensor,
+        stage: int,
+        pseudo: tuple[Tensor, Tensor] | None = None,
+        ssl_weight: float = 1.0,
+        mix: list[Tensor] | None = None,
+        image: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of the loss from the representations of two views; the last rows are the labelled ones, `mix` is
+        what `cutmix` did to them, `pseudo` is about the others (classes or soft labels, and weights), `image` says
+        which images they are (None: all different)."""
         parts, U = {}, len(h1) - len(labels)
-        if image is None: image = torch.arange(len(h1), device=h1.device) + self.global_rank * len(h1)
+        if image is None:
+            image = torch.arange(len(h1), device=h1.device) + self.global_rank * len(h1)
         if self.objective is not None:
-            z1, z2 = self.projector(torch.cat([h1, h2])).float().chunk(2)     # (U+L, P) each
+            z1, z2 = self.projector(torch.cat([h1, h2])).float().chunk(2)  # (U+L, P) each
             parts["ssl"] = self.objective(gather_rows(z1), gather_rows(z2))
         labelled = Rows.of(h1[U:], h2[U:], labels, torch.ones_like(h1[U:, 0]) if mix is None else mix[1], image[U:])
-        logits = self.head(labelled.h).float()                                # (2L, K)
-        parts["cross_entropy"] = mixed_cross_entropy(logits, labelled, None if mix is None else gather_rows(labels[mix[0]].repeat(2)))
-        loss = ssl_weight*parts.get("ssl", 0.0) + self.head_weight*parts["cross_entropy"]
-        correlated = labelled._replace(y=one_hot(labelled.y, self.head.out_features), weight=labelled.weight * (labelled.y >= 0))
+        logits = self.head(labelled.h).float()  # (2L, K)
+        parts["cross_entropy"] = mixed_cross_entropy(
+            logits, labelled, None if mix is None else gather_rows(labels[mix[0]].repeat(2))
+        )
+        loss = ssl_weight * parts.get("ssl", 0.0) + self.head_weight * parts["cross_entropy"]
+        correlated = labelled._replace(
+            y=one_hot(labelled.y, self.head.out_features), weight=labelled.weight * (labelled.y >= 0)
+        )
         if pseudo is not None:
             soft = pseudo[0] if pseudo[0].ndim == 2 else one_hot(pseudo[0], self.head.out_features)
             taught = Rows.of(h1[:U], h2[:U], soft, pseudo[1], image[:U])
             parts["pseudo_weight"] = taught.weight.mean()
-            parts["pseudo_cross_entropy"] = (taught.weight * torch.nn.functional.cross_entropy(self.head(taught.h).float(), taught.y, reduction="none")).mean()
-            loss = loss + self.pseudo_weight*parts["pseudo_cross_entropy"]
-            if self.pseudo_correlation: correlated = correlated.joined(taught)
-        parts["correlation"] = correlation(correlated.h, correlated.y, self.correlation_form, correlated.weight, correlated.image)
-        loss = loss + (self.correlation_weight if stage >= 2 else 0.0)*parts["correlation"]
+            parts["pseudo_cross_entropy"] = (
+                taught.weight
+                * torch.nn.functional.cross_entropy(self.head(taught.h).float(), taught.y, reduction="none")
+            ).mean()
+            loss = loss + self.pseudo_weight * parts["pseudo_cross_entropy"]
+            if self.pseudo_correlation:
+                correlated = correlated.joined(taught)
+        parts["correlation"] = correlation(
+            correlated.h, correlated.y, self.correlation_form, correlated.weight, correlated.image
+        )
+        loss = loss + (self.correlation_weight if stage >= 2 else 0.0) * parts["correlation"]
         has_label = labelled.y >= 0
         correct = ((logits.argmax(1) == labelled.y) & has_label).sum() / has_label.sum().clamp(min=1)
-        self.last_h = h1[:256].detach()                                       # for the collapse alarm
+        self.last_h = h1[:256].detach()  # for the collapse alarm
         return {"loss": loss, **parts, "labelled_accuracy": correct}
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         online = nn.Sequential(self.encoder, self.head)
         if self._trainer and self._trainer.precision == "16-mixed":
             self.ema.heal(online)
-            for m in (self.projector or nn.Module()).modules():               # it has no average: its statistics begin anew
-                if isinstance(m, nn.modules.batchnorm._BatchNorm): m.running_mean.nan_to_num_(0, 0, 0), m.running_var.nan_to_num_(1, 1, 1)
+            # it has no average: its statistics begin anew
+            for m in (self.projector or nn.Module()).modules():
+                if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                    m.running_mean.nan_to_num_(0, 0, 0), m.running_var.nan_to_num_(1, 1, 1)
         self.ema.update(online, batch.step)
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None: checkpoint["semissl"] = self.card | {"total_steps": self.total_steps}
-    def on_load_checkpoint(self, checkpoint: dict) -> None: self.total_steps = checkpoint["semissl"]["total_steps"]   # a budget of time may have changed it
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["semissl"] = self.card | {"total_steps": self.total_steps}
+
+    # a budget of time may have changed it
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.total_steps = checkpoint["semissl"]["total_steps"]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K) of the averaged weights."
@@ -348,7 +477,10 @@ class SemiSSL(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         "AdamW without decay on vectors, the encoder at its own rate, the schedule of `learning_rate` once per step."
-        rates = [(self.encoder, self.lr * self.encoder_lr), *((m, self.lr) for m in (self.projector, self.head) if m is not None)]
+        rates = [
+            (self.encoder, self.lr * self.encoder_lr),
+            *((m, self.lr) for m in (self.projector, self.head) if m is not None),
+        ]
         optimizer = torch.optim.AdamW(parameter_groups(rates, self.weight_decay), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -46,125 +46,193 @@ __all__ = ['CARD', 'INPUT', 'SQUARES', 'EXPORTS', 'check_card', 'Predictor', 're
            'to_program', 'library_model', 'to_state_dict', 'export', 'main']
 
 # %% ../nbs/09_predict.ipynb #60299995
-CARD = dict(encoder=str, large=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)   # and `sight` where a frozen encoder looks
+# and `sight` where a frozen encoder looks
+CARD = dict(encoder=str, large=bool, image_size=int, classes=list, mean=list, std=list, temperature=float)
 
 # %% ../nbs/09_predict.ipynb #96154c71
 def check_card(
     card: Any,  # what a file says about its model
-) -> dict:      # the same, when it can be trusted
+) -> dict:  # the same, when it can be trusted
     "ValueError for a card that lacks a field, has a value of another type, or one outside its range."
     if not isinstance(card, dict) or (missing := sorted(set(CARD) - set(card))):
-        raise ValueError(f"expected a card with {', '.join(CARD)}, got {f'one without {missing}' if isinstance(card, dict) else repr(card)[:80]}")
+        raise ValueError(
+            f"expected a card with {', '.join(CARD)}, got "
+            f"{f'one without {missing}' if isinstance(card, dict) else repr(card)[:80]}"
+        )
     for name, kind in CARD.items():
-        if type(card[name]) is not kind: raise ValueError(f"expected {name} to be {kind.__name__} in the card, got {card[name]!r:.80}")
+        if type(card[name]) is not kind:
+            raise ValueError(f"expected {name} to be {kind.__name__} in the card, got {card[name]!r:.80}")
     numbers = [*card["mean"], *card["std"], card["temperature"]]
-    if len(card["mean"]) != 3 or len(card["std"]) != 3 or not all(isinstance(v, float) and isfinite(v) for v in numbers) or min(*card["std"], card["temperature"]) <= 0:
-        raise ValueError(f"expected three means, three deviations above 0 and a temperature above 0 in the card, got {numbers!r:.80}")
+    if (
+        len(card["mean"]) != 3
+        or len(card["std"]) != 3
+        or not all(isinstance(v, float) and isfinite(v) for v in numbers)
+        or min(*card["std"], card["temperature"]) <= 0
+    ):
+        raise ValueError(
+            f"expected three means, three deviations above 0 and a temperature above 0 in the card, got {numbers!r:.80}"
+        )
     names = card["classes"]
     if not all(isinstance(c, str) for c in names) or len(set(names)) < len(names) or len(names) == 1:
         raise ValueError(f"expected different names of at least two classes in the card, got {names!r:.80}")
-    if not 1 <= card["image_size"] <= 4096: raise ValueError(f"expected an image_size from 1 to 4096 in the card, got {card['image_size']}")
-    return {name: card[name] for name in CARD} | dict(fit=check_fit(card.get("fit", "crop"))) | ({} if card.get("sight") is None else dict(sight=check_sight(card["sight"])))
+    if not 1 <= card["image_size"] <= 4096:
+        raise ValueError(f"expected an image_size from 1 to 4096 in the card, got {card['image_size']}")
+    return (
+        {name: card[name] for name in CARD}
+        | dict(fit=check_fit(card.get("fit", "crop")))
+        | ({} if card.get("sight") is None else dict(sight=check_sight(card["sight"])))
+    )
 
 # %% ../nbs/09_predict.ipynb #a084439a
 class Predictor(nn.Module):
-    "Encoder, head and preprocessing: raw pixels in, representations and logits out; ValueError as `check_card` and `encoder`."
-    def __init__(self,
+    """Encoder, head and preprocessing: raw pixels in, representations and logits out; ValueError as `check_card` and
+    `encoder`."""
+
+    def __init__(
+        self,
         card: dict,  # see `CARD`
     ):
         super().__init__()
         self.card = check_card(card)
         seen, classes = card.get("sight"), max(2, len(card["classes"]))
-        self.encoder = Sighted(sight_of(seen, load=False), Adapter(seen["dim"], 384 if card["classes"] else 0)) if seen else ready(Recipe(card["encoder"], "hub" if card["large"] else "none"), card["image_size"], load=False)
+        self.encoder = (
+            Sighted(sight_of(seen, load=False), Adapter(seen["dim"], 384 if card["classes"] else 0))
+            if seen
+            else ready(Recipe(card["encoder"], "hub" if card["large"] else "none"), card["image_size"], load=False)
+        )
         self.head = LinearHead(self.encoder.feature_dim, classes)
         self.answer = Answer(self.encoder.feature_dim, seen["dim"], classes) if seen else None
-        for name in ("mean", "std"): self.register_buffer(name, torch.tensor(card[name]).view(1, 3, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(card[name]).view(1, 3, 1, 1), persistent=False)
         self.eval()
 
     @property
-    def classes(self) -> tuple[str, ...]: return tuple(self.card["classes"])
-    @property
-    def image_size(self) -> int: return self.card["image_size"]
-    @property
-    def fit(self) -> str: return self.card["fit"]   # see `data.images.FITS`
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.card["classes"])
 
-    def told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]: return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
+    @property
+    def image_size(self) -> int:
+        return self.card["image_size"]
 
-    def of_many(self,
-        images: Tensor,   # (N, 3, S, S) uint8, N > 0
-        folder: Path,     # where looks are kept, see `looks_folder`
-    ) -> tuple[Tensor, Tensor, Tensor | None]:  # (N, D) representations, (N, K) logits, (N,) familiarity, on the CPU; no familiarity of a model trained on pixels
-        "`forward` of many images. A frozen encoder looks at those that were never looked at, so a model of the same encoder answers for all of them in an instant."
-        if self.answer is None: return *encode(self, images, 256, self.mean.device), None
+    @property
+    def fit(self) -> str:
+        return self.card["fit"]  # see `data.images.FITS`
+
+    def told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
+
+    def of_many(
+        self,
+        images: Tensor,  # (N, 3, S, S) uint8, N > 0
+        folder: Path,  # where looks are kept, see `looks_folder`
+        # (N, D) representations, (N, K) logits, (N,) familiarity, on the CPU; no familiarity of a model trained on
+        # pixels
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`forward` of many images. A frozen encoder looks at those that were never looked at, so a model of the same
+        encoder answers for all of them in an instant."""
+        if self.answer is None:
+            return *encode(self, images, 256, self.mean.device), None
         with torch.inference_mode():
             h, x = self.encoder.of_many(images, folder)
             return tuple(t.cpu() for t in (*self.told(h, x), self.answer.familiarity(x)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K)."
-        if self.answer is not None: return self.told(*self.encoder(images))
+        if self.answer is not None:
+            return self.told(*self.encoder(images))
         h = self.encoder((images.float() / 255 - self.mean) / self.std).float()
         return h, self.head(h).float() / self.card["temperature"]
 
 # %% ../nbs/09_predict.ipynb #10401c87
 def read_checkpoint(
     path: Path,  # a file written by torch.save
-) -> dict:       # tensors and plain values
-    "torch.load that runs nothing; ValueError for a file that is damaged, packed, or holds more than tensors and plain values."
+) -> dict:  # tensors and plain values
+    """torch.load that runs nothing; ValueError for a file that is damaged, packed, or holds more than tensors and plain
+    values."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(m.compress_type or m.flag_bits & 1 for m in archive.infolist()): raise ValueError("its parts are packed, which torch.save never does")
-            if bad := archive.testzip(): raise ValueError(f"{bad} has not the checksum that was written with it")
+            if any(m.compress_type or m.flag_bits & 1 for m in archive.infolist()):
+                raise ValueError("its parts are packed, which torch.save never does")
+            if bad := archive.testzip():
+                raise ValueError(f"{bad} has not the checksum that was written with it")
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:                                          # a hostile file may raise anything
-        reason = "it holds more than tensors and plain values" if isinstance(err, pickle.UnpicklingError) else " ".join(str(err).split())[:160]
+    except Exception as err:  # a hostile file may raise anything
+        reason = (
+            "it holds more than tensors and plain values"
+            if isinstance(err, pickle.UnpicklingError)
+            else " ".join(str(err).split())[:160]
+        )
         raise ValueError(f"expected a checkpoint that torch.save has written, got {path.name}: {reason}") from err
-    if not isinstance(found, dict): raise ValueError(f"expected a checkpoint of semissl, got {path.name} with a {type(found).__name__}")
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a checkpoint of semissl, got {path.name} with a {type(found).__name__}")
     return found
 
 # %% ../nbs/09_predict.ipynb #f1701f62
 def fill(
-    card: dict,               # what the model is
+    card: dict,  # what the model is
     weights: dict[str, Tensor],  # its state, under the names of `Predictor`
-    name: str,                # of the file, for the message
+    name: str,  # of the file, for the message
 ) -> Predictor:
     "The model of a card with its weights; ValueError unless every weight fits and is finite."
     model = Predictor(card)
-    try: model.load_state_dict(weights, strict=True)
+    try:
+        model.load_state_dict(weights, strict=True)
     except RuntimeError as err:
-        raise ValueError(f"expected the weights of {card['encoder']!r} with {len(card['classes'])} classes in {name}, got others: {' '.join(str(err).split())[:200]}") from err
+        raise ValueError(
+            f"expected the weights of {card['encoder']!r} with {len(card['classes'])} classes in {name}, got others: "
+            f"{' '.join(str(err).split())[:200]}"
+        ) from err
     if wrong := [k for k, v in model.state_dict().items() if not torch.isfinite(v).all()]:
         raise ValueError(f"expected finite weights in {name}, got infinite ones or none in {wrong[:3]}")
     return model
 
 # %% ../nbs/09_predict.ipynb #b66af69b
 def from_checkpoint(
-    path: Path,    # last.ckpt of a run
-) -> Predictor:    # with the averaged weights
+    path: Path,  # last.ckpt of a run
+) -> Predictor:  # with the averaged weights
     "The predictor in a checkpoint of training; ValueError for a damaged, foreign or altered file."
     checkpoint = read_checkpoint(path)
     about, state = checkpoint.get("semissl"), checkpoint.get("state_dict")
     if not isinstance(about, dict) or not isinstance(state, dict) or not isinstance(about.get("config"), dict):
-        raise ValueError(f"expected a checkpoint of semissl, got {path.name} of another program, with {[str(k)[:40] for k in checkpoint][:5]}")
-    from semissl.train import TrainConfig, chosen_encoder, policies   # Lightning is loaded for its checkpoints only
-    try: config = TrainConfig(**about["config"])
-    except (TypeError, ValueError) as err: raise ValueError(f"expected a configuration of this version in {path.name}, got: {err}") from err
+        raise ValueError(
+            f"expected a checkpoint of semissl, got {path.name} of another program, with "
+            f"{[str(k)[:40] for k in checkpoint][:5]}"
+        )
+    # Lightning is loaded for its checkpoints only
+    from semissl.train import TrainConfig, chosen_encoder, policies
+
+    try:
+        config = TrainConfig(**about["config"])
+    except (TypeError, ValueError) as err:
+        raise ValueError(f"expected a configuration of this version in {path.name}, got: {err}") from err
     seen, chosen = about.get("sight"), chosen_encoder(config)
     none = policies(config, chosen)["none"]
-    card = dict(encoder=seen["encoder"] if seen else chosen.encoder, large=chosen.large, image_size=check_sight(seen)["size"] if seen else about.get("image_size"), classes=about.get("classes"),
-                mean=[float(v) for v in none.mean], std=[float(v) for v in none.std], temperature=about.get("temperature", 1.0), fit=config.fit) | (dict(sight=seen) if seen else {})
-    part = {"0": "encoder", "1": "head"}                              # the average is Sequential(encoder, head)
+    card = dict(
+        encoder=seen["encoder"] if seen else chosen.encoder,
+        large=chosen.large,
+        image_size=check_sight(seen)["size"] if seen else about.get("image_size"),
+        classes=about.get("classes"),
+        mean=[float(v) for v in none.mean],
+        std=[float(v) for v in none.std],
+        temperature=about.get("temperature", 1.0),
+        fit=config.fit,
+    ) | (dict(sight=seen) if seen else {})
+    part = {"0": "encoder", "1": "head"}  # the average is Sequential(encoder, head)
     found = {k.removeprefix("ema.model."): v for k, v in state.items() if str(k).startswith("ema.model.")}
     weights = {f"{part.get(k[0], k[0])}{k[1:]}": v for k, v in found.items()}
-    if seen:                                                          # the checkpoint has the adapter; the frozen encoder comes from where its weights are
-        weights = {k.replace("encoder.", "encoder.adapter.", 1): v for k, v in weights.items()} | {f"encoder.looker.{k}": v for k, v in sight_of(seen).looker.state_dict().items()}
-        weights |= {k.replace("basis.", "encoder.basis.", 1): v for k, v in state.items() if k.startswith("basis.")} | {k: v for k, v in state.items() if k.startswith("answer.")}
+    if seen:  # the checkpoint has the adapter; the frozen encoder comes from where its weights are
+        weights = {k.replace("encoder.", "encoder.adapter.", 1): v for k, v in weights.items()} | {
+            f"encoder.looker.{k}": v for k, v in sight_of(seen).looker.state_dict().items()
+        }
+        weights |= {k.replace("basis.", "encoder.basis.", 1): v for k, v in state.items() if k.startswith("basis.")} | {
+            k: v for k, v in state.items() if k.startswith("answer.")
+        }
     return fill(card, weights, path.name)
 
 # %% ../nbs/09_predict.ipynb #4c9e5a8f
 def digest(
     model: Predictor,  # any
-) -> str:              # 64 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "SHA-256 over the card and all weights."
     total = hashlib.sha256(json.dumps(model.card, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -174,82 +242,123 @@ def digest(
 
 # %% ../nbs/09_predict.ipynb #544d5b14
 def from_safetensors(
-    path: Path,    # written by `export`
+    path: Path,  # written by `export`
 ) -> Predictor:
     "The predictor in a safetensors file; ValueError for a damaged, foreign or altered file."
     try:
-        with safe_open(path, "pt") as file: about, weights = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys() if not k.startswith("training.")}
-    except Exception as err: raise ValueError(f"expected a safetensors file, got {path.name}: {' '.join(str(err).split())[:160]}") from err   # a hostile file may raise anything
-    if not {"semissl", "sha256"} <= set(about): raise ValueError(f"expected a model file of semissl, got {path.name} of another program")
-    try: card = json.loads(about["semissl"])
-    except json.JSONDecodeError as err: raise ValueError(f"expected a card of JSON in {path.name}, got: {err}") from err
+        with safe_open(path, "pt") as file:
+            about, weights = (
+                file.metadata() or {},
+                {k: file.get_tensor(k) for k in file.keys() if not k.startswith("training.")},
+            )
+    except Exception as err:
+        raise ValueError(
+            f"expected a safetensors file, got {path.name}: {' '.join(str(err).split())[:160]}"
+        ) from err  # a hostile file may raise anything
+    if not {"semissl", "sha256"} <= set(about):
+        raise ValueError(f"expected a model file of semissl, got {path.name} of another program")
+    try:
+        card = json.loads(about["semissl"])
+    except json.JSONDecodeError as err:
+        raise ValueError(f"expected a card of JSON in {path.name}, got: {err}") from err
     model = fill(card if isinstance(card, dict) and set(CARD) <= set(card) else check_card(card), weights, path.name)
     if digest(model) != about["sha256"]:
-        raise ValueError(f"expected card and weights of SHA-256 {about['sha256'][:16]}... in {path.name}, got {digest(model)[:16]}...: the file was changed")
+        raise ValueError(
+            f"expected card and weights of SHA-256 {about['sha256'][:16]}... in {path.name}, got "
+            f"{digest(model)[:16]}...: the file was changed"
+        )
     return model
 
 # %% ../nbs/09_predict.ipynb #d83b2408
 def load_predictor(
     path: str | Path,  # a run directory, its last.ckpt, or a .safetensors file of `export`
-) -> Predictor:        # in evaluation mode, on the CPU
+) -> Predictor:  # in evaluation mode, on the CPU
     "The trained model; FileNotFoundError where there is none, ValueError for a file that is not ours."
     path = Path(path) / "last.ckpt" if Path(path).is_dir() else Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"expected a run directory, a last.ckpt or a .safetensors file, got {path.name!r}, which does not exist")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a run directory, a last.ckpt or a .safetensors file, got {path.name!r}, which does not exist"
+        )
     return (from_safetensors if path.suffix == ".safetensors" else from_checkpoint)(path)
 
 # %% ../nbs/09_predict.ipynb #03164073
 def listed(
-    source: Any,  # a folder, .zip files joined by commas, a list of image files, "digits", "torchvision:NAME", "hf:OWNER/NAME" or an ImageSet
+    # a folder, .zip files joined by commas, a list of image files, "digits", "torchvision:NAME", "hf:OWNER/NAME" or an
+    # ImageSet
+    source: Any,
 ) -> list[Entry] | ImageSet:  # where the images are
     "The images of a source, in order, not yet read; ValueError for a source without images, errors as `load_images`."
-    if isinstance(source, ImageSet): return source
-    if isinstance(source, str) and (source == "digits" or source.startswith(("torchvision:", "hf:"))): return load_images(source)
-    if isinstance(source, (str, Path)) and not (Path(source).expanduser().is_file() and not str(source).lower().endswith(".zip")):
+    if isinstance(source, ImageSet):
+        return source
+    if isinstance(source, str) and (source == "digits" or source.startswith(("torchvision:", "hf:"))):
+        return load_images(source)
+    if isinstance(source, (str, Path)) and not (
+        Path(source).expanduser().is_file() and not str(source).lower().endswith(".zip")
+    ):
         files = source_files(source)
-        entries = unique_names(sorted(e for f in files for e in (list_zip(f) if f.is_file() else list_folder(f)).entries))
-        if not entries: raise ValueError(f"expected images in {', '.join(f.name for f in files)}, got none")
+        entries = unique_names(
+            sorted(e for f in files for e in (list_zip(f) if f.is_file() else list_folder(f)).entries)
+        )
+        if not entries:
+            raise ValueError(f"expected images in {', '.join(f.name for f in files)}, got none")
         return entries
-    if hasattr(source, "ndim") and not hasattr(source, "iloc") and getattr(source, "ndim") > 1: return as_images(source)
-    items = [source] if isinstance(source, (str, Path)) else source.tolist() if hasattr(source, "tolist") else items_of(source)
-    if not all(isinstance(p, (str, Path)) for p in items): return as_images(items)
-    if gone := [p for p in items if not Path(p).is_file()]: raise FileNotFoundError(f"expected files of images, got {len(gone)} that do not exist, first {str(gone[0])!r}")
+    if hasattr(source, "ndim") and not hasattr(source, "iloc") and getattr(source, "ndim") > 1:
+        return as_images(source)
+    items = (
+        [source]
+        if isinstance(source, (str, Path))
+        else source.tolist()
+        if hasattr(source, "tolist")
+        else items_of(source)
+    )
+    if not all(isinstance(p, (str, Path)) for p in items):
+        return as_images(items)
+    if gone := [p for p in items if not Path(p).is_file()]:
+        raise FileNotFoundError(f"expected files of images, got {len(gone)} that do not exist, first {str(gone[0])!r}")
     return [Entry(Path(p).as_posix(), str(p), s.st_size, s.st_mtime_ns) for p in items for s in [os.stat(p)]]
 
 # %% ../nbs/09_predict.ipynb #d98037d1
 class Block(NamedTuple):
     "Some images on their way to the model."
-    names: list[str]      # within the source
-    images: Tensor        # (n, 3, S, S) uint8; black where bad
-    bad: dict[int, str]   # position -> reason it could not be read
+
+    names: list[str]  # within the source
+    images: Tensor  # (n, 3, S, S) uint8; black where bad
+    bad: dict[int, str]  # position -> reason it could not be read
 
 # %% ../nbs/09_predict.ipynb #a2fa526e
 def blocks(
     images: list[Entry] | ImageSet,  # from `listed`
-    size: int,        # S, side in pixels
-    first: int = 0,   # block to begin with
+    size: int,  # S, side in pixels
+    first: int = 0,  # block to begin with
     rows: int = 512,  # images in a block
-    workers: int = 0, # reading processes; 0 = one per core, 1 = in this one
+    workers: int = 0,  # reading processes; 0 = one per core, 1 = in this one
     fit: str = "crop",  # what of pictures that are not square, see `data.images.FITS`
-) -> Iterator[Block]: # in order
+) -> Iterator[Block]:  # in order
     "Read block after block, a few ahead, in bounded memory."
-    parts = (images.select(range(s, min(s + rows, len(images)))) if isinstance(images, ImageSet) else images[s:s + rows] for s in range(first * rows, len(images), rows))
+    parts = (
+        images.select(range(s, min(s + rows, len(images)))) if isinstance(images, ImageSet) else images[s : s + rows]
+        for s in range(first * rows, len(images), rows)
+    )
     if isinstance(images, ImageSet):
         yield from (Block(list(part.paths), resize_images(part.images, size, fit), {}) for part in parts)
         return
     with contextlib.ExitStack() as stack:
         alone = workers == 1 or len(images) <= rows
-        if not alone: importlib.import_module("torchvision.io")                                # once here rather than once in every child
+        if not alone:
+            importlib.import_module("torchvision.io")  # once here rather than once in every child
         pool, ahead = None if alone else stack.enter_context(worker_pool(workers)), deque()
         for part in parts:
             ahead.append((part, pool.submit(decode_block, part, size, size, fit) if pool else None))
-            if alone or len(ahead) > 2 * (workers or os.cpu_count()): yield finished(*ahead.popleft(), size, fit)
-        while ahead: yield finished(*ahead.popleft(), size, fit)
+            if alone or len(ahead) > 2 * (workers or os.cpu_count()):
+                yield finished(*ahead.popleft(), size, fit)
+        while ahead:
+            yield finished(*ahead.popleft(), size, fit)
 
 # %% ../nbs/09_predict.ipynb #1e2192d9
 def finished(
     part: list[Entry],  # the images of the block
-    job: Any,           # a future of `decode_block`; None = do it here
-    size: int,          # S
+    job: Any,  # a future of `decode_block`; None = do it here
+    size: int,  # S
     fit: str = "crop",  # see `blocks`
 ) -> Block:
     "A block as soon as it is read."
@@ -258,71 +367,107 @@ def finished(
 
 # %% ../nbs/09_predict.ipynb #9fd21d99
 def table_stamp(
-    model: Predictor,                # its digest counts
+    model: Predictor,  # its digest counts
     images: list[Entry] | ImageSet,  # from `listed`
-    *options: Any,                   # what else decides the table
-) -> str:                            # 16 hexadecimal digits
+    *options: Any,  # what else decides the table
+) -> str:  # 16 hexadecimal digits
     "Changes when the model, the images or an option does."
     total = hashlib.sha256(json.dumps([digest(model), *options]).encode())
     if isinstance(images, ImageSet):
         total.update(json.dumps([images.paths, images.source]).encode())
-        total.update(np.ascontiguousarray(images.images[::max(1, len(images) // 1000)].numpy()))
+        total.update(np.ascontiguousarray(images.images[:: max(1, len(images) // 1000)].numpy()))
     else:
-        for e in images: total.update(json.dumps([e.name, e.size, e.stamp]).encode())
+        for e in images:
+            total.update(json.dumps([e.name, e.size, e.stamp]).encode())
     return total.hexdigest()[:16]
 
 # %% ../nbs/09_predict.ipynb #d5c56178
 def write_part(
-    path: Path,         # of the block
-    block: Block,       # its images
-    model: Predictor,   # on its device
-    embedding: bool,    # keep the representations
-    looks: Path,        # where looks are kept
+    path: Path,  # of the block
+    block: Block,  # its images
+    model: Predictor,  # on its device
+    embedding: bool,  # keep the representations
+    looks: Path,  # where looks are kept
 ) -> None:
     "Predict one block and put it on disk."
     good = [i for i in range(len(block.names)) if i not in block.bad]
-    h, logits, familiarity = model.of_many(block.images[good], looks) if good else (torch.empty(0, model.encoder.feature_dim), torch.empty(0, len(model.classes)), None if model.answer is None else torch.empty(0))
-    arrays = dict(path=np.array([block.names[i] for i in good], dtype=str), probabilities=logits.softmax(1).numpy(),
-                  bad=json.dumps({block.names[i]: reason for i, reason in block.bad.items()}))
-    with written_whole(path) as beside, open(beside, "wb") as file: np.savez(file, **arrays, **({"h": h.numpy()} if embedding else {}), **({} if familiarity is None else {"familiarity": familiarity.numpy()}))
+    h, logits, familiarity = (
+        model.of_many(block.images[good], looks)
+        if good
+        else (
+            torch.empty(0, model.encoder.feature_dim),
+            torch.empty(0, len(model.classes)),
+            None if model.answer is None else torch.empty(0),
+        )
+    )
+    arrays = dict(
+        path=np.array([block.names[i] for i in good], dtype=str),
+        probabilities=logits.softmax(1).numpy(),
+        bad=json.dumps({block.names[i]: reason for i, reason in block.bad.items()}),
+    )
+    with written_whole(path) as beside, open(beside, "wb") as file:
+        np.savez(
+            file,
+            **arrays,
+            **({"h": h.numpy()} if embedding else {}),
+            **({} if familiarity is None else {"familiarity": familiarity.numpy()}),
+        )
 
 # %% ../nbs/09_predict.ipynb #e69a9db4
 def read_part(
-    path: Path,               # from `write_part`
-    classes: Sequence[str],   # K names
-) -> tuple[pd.DataFrame, np.ndarray | None, dict[str, str]]:  # path, label, confidence, familiarity where the model knows it, p_CLASS; (n, D) or None; name -> reason
+    path: Path,  # from `write_part`
+    classes: Sequence[str],  # K names
+    # path, label, confidence, familiarity where the model knows it, p_CLASS; (n, D) or None; name -> reason
+) -> tuple[pd.DataFrame, np.ndarray | None, dict[str, str]]:
     "One block of the table."
     with np.load(path) as part:
         p, h = part["probabilities"], part["h"] if "h" in part else None
-        frame = pd.DataFrame({"path": part["path"].astype(object), "label": np.array(classes, dtype=object)[p.argmax(1)], "confidence": p.max(1, initial=0)} | ({"familiarity": part["familiarity"]} if "familiarity" in part else {}))
-        return pd.concat([frame, pd.DataFrame(p, columns=[f"p_{c}" for c in classes])], axis=1), h, json.loads(str(part["bad"]))
+        frame = pd.DataFrame(
+            {
+                "path": part["path"].astype(object),
+                "label": np.array(classes, dtype=object)[p.argmax(1)],
+                "confidence": p.max(1, initial=0),
+            }
+            | ({"familiarity": part["familiarity"]} if "familiarity" in part else {})
+        )
+        return (
+            pd.concat([frame, pd.DataFrame(p, columns=[f"p_{c}" for c in classes])], axis=1),
+            h,
+            json.loads(str(part["bad"])),
+        )
 
 # %% ../nbs/09_predict.ipynb #649e5cda
 def write_csv(
-    path: Path,               # of the table
-    parts: Sequence[Path],    # its blocks, in order
-    classes: Sequence[str],   # K names
+    path: Path,  # of the table
+    parts: Sequence[Path],  # its blocks, in order
+    classes: Sequence[str],  # K names
 ) -> None:
     "The table as CSV, block by block; representations become columns h_0, h_1, ..."
     with written_whole(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
         for i, part in enumerate(parts):
             frame, h, _ = read_part(part, classes)
-            if h is not None: frame = pd.concat([frame, pd.DataFrame(h, columns=[f"h_{j}" for j in range(h.shape[1])])], axis=1)
+            if h is not None:
+                frame = pd.concat([frame, pd.DataFrame(h, columns=[f"h_{j}" for j in range(h.shape[1])])], axis=1)
             frame.to_csv(file, index=False, header=i == 0, float_format="%.6f", lineterminator="\n")
 
 # %% ../nbs/09_predict.ipynb #d0f31209
 def write_parquet(
-    path: Path,               # of the table
-    parts: Sequence[Path],    # its blocks, in order
-    classes: Sequence[str],   # K names
+    path: Path,  # of the table
+    parts: Sequence[Path],  # its blocks, in order
+    classes: Sequence[str],  # K names
 ) -> None:
     "The table as Parquet, a row group a block; representations are one column of fixed-size lists."
     writer = None
     with written_whole(path) as beside:
         for part in parts:
             frame, h, _ = read_part(part, classes)
-            table = pa.Table.from_pandas(frame.astype({"path": "str", "label": "str"}), preserve_index=False).replace_schema_metadata({})
-            if h is not None: table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(pa.array(h.ravel(), pa.float32()), h.shape[1]))
+            table = pa.Table.from_pandas(
+                frame.astype({"path": "str", "label": "str"}), preserve_index=False
+            ).replace_schema_metadata({})
+            if h is not None:
+                table = table.append_column(
+                    "embedding", pa.FixedSizeListArray.from_arrays(pa.array(h.ravel(), pa.float32()), h.shape[1])
+                )
             writer = writer or pq.ParquetWriter(beside, table.schema)
             writer.write_table(table.cast(writer.schema))
         writer.close()
@@ -330,192 +475,277 @@ def write_parquet(
 # %% ../nbs/09_predict.ipynb #ccc3723f
 class Predictions(NamedTuple):
     "A finished table."
-    csv: Path                # path,label,confidence,p_CLASS...
-    parquet: Path | None     # the same; None = not asked for
-    rows: int                # images with a prediction
+
+    csv: Path  # path,label,confidence,p_CLASS...
+    parquet: Path | None  # the same; None = not asked for
+    rows: int  # images with a prediction
     skipped: dict[str, str]  # path -> reason of each image that could not be read
 
 # %% ../nbs/09_predict.ipynb #f7659b1c
 def known_table(
-    out: Path,       # path of the table without its suffix
-    stamp: str,      # from `table_stamp`
-    parquet: bool,   # whether there must be one
+    out: Path,  # path of the table without its suffix
+    stamp: str,  # from `table_stamp`
+    parquet: bool,  # whether there must be one
 ) -> Predictions | None:  # None = not there, or of another model or other images
     "The table that is there, when it is the one that is wanted."
-    try: about = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError): return None
-    found = Predictions(Path(f"{out}.csv"), Path(f"{out}.parquet") if parquet else None, about.get("rows"), about.get("skipped"))
+    try:
+        about = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    found = Predictions(
+        Path(f"{out}.csv"), Path(f"{out}.parquet") if parquet else None, about.get("rows"), about.get("skipped")
+    )
     whole = about.get("stamp") == stamp and found.csv.exists() and (found.parquet is None or found.parquet.exists())
     return found if whole else None
 
 # %% ../nbs/09_predict.ipynb #373420c0
 def predict_table(
-    model: Predictor,            # from `load_predictor`
-    source: Any,                 # any images, see `listed`
+    model: Predictor,  # from `load_predictor`
+    source: Any,  # any images, see `listed`
     out: str | Path = "predictions",  # path of the table without its suffix
-    embedding: bool = False,     # the representations too
-    parquet: bool = True,        # write a Parquet file beside the CSV
-    rows: int = 512,             # images in a block
-    workers: int = 0,            # reading processes; 0 = one per core
+    embedding: bool = False,  # the representations too
+    parquet: bool = True,  # write a Parquet file beside the CSV
+    rows: int = 512,  # images in a block
+    workers: int = 0,  # reading processes; 0 = one per core
     device: str | torch.device | None = None,  # of the model; None = a GPU where there is one
 ) -> Predictions:
-    "A label for every image, in bounded memory, going on where a killed call was; ValueError for a model without classes."
-    if not model.classes: raise ValueError("expected a model that was trained with labels, got one without classes")
+    """A label for every image, in bounded memory, going on where a killed call was; ValueError for a model without
+    classes."""
+    if not model.classes:
+        raise ValueError("expected a model that was trained with labels, got one without classes")
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out, images, looks = Path(out), listed(source), looks_folder(str(source) if isinstance(source, (str, Path)) else "")
     stamp = table_stamp(model, images, embedding, rows)
-    if found := known_table(out, stamp, parquet): return found
+    if found := known_table(out, stamp, parquet):
+        return found
     folder = out.with_name(f".{out.name}-{stamp}")
     with one_at_a_time(folder):
         count = -(-len(images) // rows)
         parts = [folder / f"{i:06}.npz" for i in range(count)]
         first = next((i for i, part in enumerate(parts) if not part.exists()), count)
-        with tqdm(total=len(images), initial=min(first * rows, len(images)), desc="predicting", unit=" images", delay=2) as bar:
+        with tqdm(
+            total=len(images), initial=min(first * rows, len(images)), desc="predicting", unit=" images", delay=2
+        ) as bar:
             for part, block in zip(parts[first:], blocks(images, model.image_size, first, rows, workers, model.fit)):
                 write_part(part, block, model, embedding, looks)
                 bar.update(len(block.names))
         found = finish_table(out, parts, model, stamp, parquet)
-    for old in out.parent.glob(f".{out.name}-????????????????"): shutil.rmtree(old, ignore_errors=True)
+    for old in out.parent.glob(f".{out.name}-????????????????"):
+        shutil.rmtree(old, ignore_errors=True)
     return found
 
 # %% ../nbs/09_predict.ipynb #3166df41
 def finish_table(
-    out: Path,              # path of the table without its suffix
+    out: Path,  # path of the table without its suffix
     parts: Sequence[Path],  # all its blocks
-    model: Predictor,       # what made them
-    stamp: str,             # from `table_stamp`
-    parquet: bool,          # write one
+    model: Predictor,  # what made them
+    stamp: str,  # from `table_stamp`
+    parquet: bool,  # write one
 ) -> Predictions:
     "The parts as one table; the JSON file comes last and makes it valid."
     write_csv(Path(f"{out}.csv"), parts, model.classes)
-    if parquet: write_parquet(Path(f"{out}.parquet"), parts, model.classes)
+    if parquet:
+        write_parquet(Path(f"{out}.parquet"), parts, model.classes)
     rows, skipped = 0, {}
     for part in parts:
-        with np.load(part) as p: rows += len(p["path"]); skipped |= json.loads(str(p["bad"]))
+        with np.load(part) as p:
+            rows += len(p["path"])
+            skipped |= json.loads(str(p["bad"]))
     about = dict(stamp=stamp, model=digest(model), **model.card, rows=rows, skipped=skipped)
-    with written_whole(Path(f"{out}.json")) as beside: beside.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    with written_whole(Path(f"{out}.json")) as beside:
+        beside.write_text(json.dumps(about, indent=1), encoding="utf-8")
     return Predictions(Path(f"{out}.csv"), Path(f"{out}.parquet") if parquet else None, rows, skipped)
 
 # %% ../nbs/09_predict.ipynb #575e9775
 class Program(nn.Module):
     "What the exported programs compute: pixels to probabilities and representations."
+
     def __init__(self, model: Predictor):
         super().__init__()
         self.model = model
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         h, logits = self.model(images)
         return logits.softmax(1), h
 
-INPUT = "uint8, (N, 3, S, S), RGB: {square} of the upright image, resized to S by antialiased bilinear resampling, transparency on white"
+
+INPUT = (
+    "uint8, (N, 3, S, S), RGB: {square} of the upright image, resized to S by antialiased bilinear resampling, "
+    "transparency on white"
+)
 SQUARES = dict(crop="the centre square", whole=f"all, with bars of {GREY} at two sides,")
 
 # %% ../nbs/09_predict.ipynb #ac48845d
 def card_text(
     model: Predictor,  # any
-) -> str:              # JSON
+) -> str:  # JSON
     "The card with what the input must be."
     return json.dumps({**model.card, "input": INPUT.format(square=SQUARES[model.fit])})
 
 # %% ../nbs/09_predict.ipynb #63dc098e
 def example(
     model: Predictor,  # any
-    n: int = 2,        # images
-) -> Tensor:           # (n, 3, S, S) uint8 on the CPU
+    n: int = 2,  # images
+) -> Tensor:  # (n, 3, S, S) uint8 on the CPU
     "Noise of the right shape."
-    return torch.randint(0, 256, (n, 3, model.image_size, model.image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0,
+        256,
+        (n, 3, model.image_size, model.image_size),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.uint8,
+    )
 
 # %% ../nbs/09_predict.ipynb #3a6acce9
 def check_same(
-    wanted: Sequence[Tensor],       # probabilities and representations of the model
+    wanted: Sequence[Tensor],  # probabilities and representations of the model
     got: Sequence[np.ndarray | Tensor],  # those of its export
-    what: str,                      # is compared
-    most: float = 1e-4,             # largest difference, relative to the largest value
+    what: str,  # is compared
+    most: float = 1e-4,  # largest difference, relative to the largest value
 ) -> None:
     "ValueError when an export computes something else."
     for w, g in zip(wanted, got, strict=True):
         gap = float((w - torch.as_tensor(g)).abs().max() / w.abs().max().clamp(min=1e-12))
-        if not gap <= most: raise ValueError(f"expected {what} to agree with the model within {most:g}, got a difference of {gap:g}")
+        if not gap <= most:
+            raise ValueError(f"expected {what} to agree with the model within {most:g}, got a difference of {gap:g}")
+
 
 @torch.inference_mode()
 def rounding(
     model: Predictor,  # on the CPU
-    images: Tensor,    # (n, 3, S, S) uint8
-) -> float:            # for `check_same`
-    "1e-4, and what one rounding in float32 of each product of h and W may come to: a head of huge weights whose products cancel multiplies it."
+    images: Tensor,  # (n, 3, S, S) uint8
+) -> float:  # for `check_same`
+    """1e-4, and what one rounding in float32 of each product of h and W may come to: a head of huge weights whose
+    products cancel multiplies it."""
     h, W = model(images)[0], model.head.weight
     return 1e-4 + 2**-24 * float((h.abs() @ W.abs().T).max()) / model.card["temperature"]
 
 # %% ../nbs/09_predict.ipynb #f8109ea9
 def to_safetensors(
     model: Predictor,  # on the CPU
-    path: Path,        # model.safetensors
+    path: Path,  # model.safetensors
     training: dict[str, Tensor] | None = None,  # what further training needs beside the model, under "training."
-    **about: str,      # more for the header
+    **about: str,  # more for the header
 ) -> None:
     "Weights and card, see `from_safetensors`."
     tensors = model.state_dict() | {f"training.{k}": v for k, v in (training or {}).items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"semissl": json.dumps(model.card), "sha256": digest(model), "input": INPUT.format(square=SQUARES[model.fit]), **about})
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()},
+        path,
+        metadata={
+            "semissl": json.dumps(model.card),
+            "sha256": digest(model),
+            "input": INPUT.format(square=SQUARES[model.fit]),
+            **about,
+        },
+    )
 
 # %% ../nbs/09_predict.ipynb #42182906
 def to_onnx(
     model: Predictor,  # on the CPU
-    path: Path,        # model.onnx
+    path: Path,  # model.onnx
 ) -> None:
     "An ONNX graph that ONNX Runtime was seen to compute alike; ImportError without onnx, onnxscript and onnxruntime."
-    try: import onnx, onnxruntime, onnxscript                        # the exporter needs onnxscript
-    except ImportError as err: raise ImportError(f"expected onnx, onnxscript and onnxruntime for an ONNX file, got {err}: pip install onnx onnxscript onnxruntime") from err
-    program = torch.onnx.export(Program(model).eval(), (example(model),), input_names=["images"], output_names=["probabilities", "representation"],
-                                dynamic_shapes={"images": {0: torch.export.Dim("n")}}, dynamo=True, verbose=False)
+    try:
+        import onnx, onnxruntime, onnxscript  # the exporter needs onnxscript
+    except ImportError as err:
+        raise ImportError(
+            f"expected onnx, onnxscript and onnxruntime for an ONNX file, got {err}: pip install onnx onnxscript "
+            f"onnxruntime"
+        ) from err
+    program = torch.onnx.export(
+        Program(model).eval(),
+        (example(model),),
+        input_names=["images"],
+        output_names=["probabilities", "representation"],
+        dynamic_shapes={"images": {0: torch.export.Dim("n")}},
+        dynamo=True,
+        verbose=False,
+    )
     graph = program.model_proto
     onnx.helper.set_model_props(graph, {"semissl": card_text(model)})
     onnx.save(graph, path)
     images = example(model, 5)
-    with torch.no_grad(): wanted = Program(model)(images)
-    check_same(wanted, onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": images.numpy()}), "the ONNX file", rounding(model, images))
+    with torch.no_grad():
+        wanted = Program(model)(images)
+    check_same(
+        wanted,
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": images.numpy()}),
+        "the ONNX file",
+        rounding(model, images),
+    )
 
 # %% ../nbs/09_predict.ipynb #974465e7
 def to_program(
     model: Predictor,  # on the CPU
-    path: Path,        # model.pt2
+    path: Path,  # model.pt2
 ) -> None:
     "A program of torch.export, loaded again and compared."
-    program = torch.export.export(Program(model).eval(), (example(model),), dynamic_shapes={"images": {0: torch.export.Dim("n")}})
+    program = torch.export.export(
+        Program(model).eval(), (example(model),), dynamic_shapes={"images": {0: torch.export.Dim("n")}}
+    )
     torch.export.save(program, path, extra_files={"semissl.json": card_text(model)})
     images = example(model, 5)
-    with torch.no_grad(): check_same(Program(model)(images), torch.export.load(path).module()(images), "the exported program", rounding(model, images))
+    with torch.no_grad():
+        check_same(
+            Program(model)(images),
+            torch.export.load(path).module()(images),
+            "the exported program",
+            rounding(model, images),
+        )
 
 # %% ../nbs/09_predict.ipynb #07350e0e
 def library_model(
-    card: dict,     # which encoder
-    classes: int,   # outputs; 0 = the representation
+    card: dict,  # which encoder
+    classes: int,  # outputs; 0 = the representation
 ) -> tuple[nn.Module, str]:  # torchvision's or timm's model, and the prefix of its classifier
     "The model that others know under this encoder's name; ValueError for a head on an encoder of our own."
     name, size = card["encoder"], card["image_size"]
     if name in ENCODERS:
-        if classes: raise ValueError(f"expected a torchvision or timm encoder to put the head into, got {name!r}: take head=False, or .safetensors")
+        if classes:
+            raise ValueError(
+                f"expected a torchvision or timm encoder to put the head into, got {name!r}: take head=False, or "
+                f".safetensors"
+            )
         return ENCODERS[name](), ""
     if name.startswith("resnet") and hasattr(importlib.import_module("torchvision.models"), name):
         net = resnet(name, size, card["large"])
-        if classes: net.fc = nn.Linear(net.feature_dim, classes)
+        if classes:
+            net.fc = nn.Linear(net.feature_dim, classes)
         return net, "fc"
     timm = importlib.import_module("timm")
-    net = timm.create_model(name, num_classes=classes, **({"img_size": size} if "vit" in name and "levit" not in name else {}))
+    net = timm.create_model(
+        name, num_classes=classes, **({"img_size": size} if "vit" in name and "levit" not in name else {})
+    )
     return net, net.pretrained_cfg["classifier"]
 
 # %% ../nbs/09_predict.ipynb #61e70c48
 def to_state_dict(
-    model: Predictor,    # on the CPU
-    path: Path,          # encoder.pt
+    model: Predictor,  # on the CPU
+    path: Path,  # encoder.pt
     head: bool = False,  # the linear head too, as the classifier
 ) -> None:
     "Weights for torchvision's or timm's own model; ValueError where that model does not compute the same."
-    if model.answer is not None: raise ValueError(f"expected a model that was trained on pixels, got one whose encoder {model.card['encoder']!r} is as it was published: take .safetensors or .onnx, which hold the adapter too")
+    if model.answer is not None:
+        raise ValueError(
+            f"expected a model that was trained on pixels, got one whose encoder {model.card['encoder']!r} is as it "
+            f"was published: take .safetensors or .onnx, which hold the adapter too"
+        )
     net, prefix = library_model(model.card, len(model.classes) if head else 0)
     weights = {k: v.clone() for k, v in model.encoder.state_dict().items()}
-    if head: weights |= {f"{prefix}.weight": model.head.weight.detach() / model.card["temperature"], f"{prefix}.bias": model.head.bias.detach() / model.card["temperature"]}
+    if head:
+        weights |= {
+            f"{prefix}.weight": model.head.weight.detach() / model.card["temperature"],
+            f"{prefix}.bias": model.head.bias.detach() / model.card["temperature"],
+        }
     net.load_state_dict(weights, strict=True)
     x = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0)) * 255
-    with torch.no_grad(): check_same([model(x)[int(head)]], [net.eval()((x / 255 - model.mean) / model.std)], f"{model.card['encoder']!r} with these weights")
+    with torch.no_grad():
+        check_same(
+            [model(x)[int(head)]],
+            [net.eval()((x / 255 - model.mean) / model.std)],
+            f"{model.card['encoder']!r} with these weights",
+        )
     torch.save(weights, path)
     path.with_suffix(".json").write_text(card_text(model), encoding="utf-8")
 
@@ -524,23 +754,27 @@ EXPORTS = {".safetensors": to_safetensors, ".onnx": to_onnx, ".pt2": to_program,
 
 # %% ../nbs/09_predict.ipynb #96c03cd4
 def export(
-    model: Predictor,    # from `load_predictor`
-    path: str | Path,    # the suffix says the form: .safetensors, .onnx, .pt2 or .pt
-    **options: Any,      # of that form: head=True for .pt
-) -> Path:               # the file
-    "Write the model in the form of the suffix, whole or not at all; ValueError for another suffix or an export that does not compute the same."
+    model: Predictor,  # from `load_predictor`
+    path: str | Path,  # the suffix says the form: .safetensors, .onnx, .pt2 or .pt
+    **options: Any,  # of that form: head=True for .pt
+) -> Path:  # the file
+    """Write the model in the form of the suffix, whole or not at all; ValueError for another suffix or an export that
+    does not compute the same."""
     path = Path(path).expanduser()
-    if path.suffix not in EXPORTS: raise ValueError(f"expected a file that ends in one of {list(EXPORTS)}, got {path.name!r}")
+    if path.suffix not in EXPORTS:
+        raise ValueError(f"expected a file that ends in one of {list(EXPORTS)}, got {path.name!r}")
     home = next(model.parameters()).device
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}{path.name}")            # torch.export.save insists on the suffix
+    beside = path.with_name(f".{os.getpid()}{path.name}")  # torch.export.save insists on the suffix
     try:
         EXPORTS[path.suffix](model.cpu().eval(), beside, **options)
-        if beside.with_suffix(".json").exists(): os.replace(beside.with_suffix(".json"), path.with_suffix(".json"))
+        if beside.with_suffix(".json").exists():
+            os.replace(beside.with_suffix(".json"), path.with_suffix(".json"))
         os.replace(beside, path)
     finally:
         model.to(home)
-        for left in (beside, beside.with_suffix(".json")): left.unlink(missing_ok=True)
+        for left in (beside, beside.with_suffix(".json")):
+            left.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/09_predict.ipynb #2c47692f
@@ -548,12 +782,18 @@ def main(
     words: list[str] | None = None,  # options; None = those of the command line
 ) -> None:
     "The command `semissl-predict`; a slip is one sentence and exit code 2."
-    parser = argparse.ArgumentParser("semissl-predict", description="A label and a confidence for every image, as CSV and Parquet.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "semissl-predict",
+        description="A label and a confidence for every image, as CSV and Parquet.",
+        allow_abbrev=False,
+    )
     parser.add_argument("model", help="a run directory, its last.ckpt, or a .safetensors file")
     parser.add_argument("images", help="a folder, .zip files joined by commas, or one picture")
     parser.add_argument("--out", default="predictions", help="path of the table without its suffix (%(default)s)")
     parser.add_argument("--embedding", action="store_true", help="the representations too")
     o = parser.parse_args(words)
-    with plainly(): found = predict_table(load_predictor(o.model), o.images, o.out, o.embedding)
-    for name, reason in found.skipped.items(): print(f"left aside: {name}: {reason}", file=sys.stderr)
+    with plainly():
+        found = predict_table(load_predictor(o.model), o.images, o.out, o.embedding)
+    for name, reason in found.skipped.items():
+        print(f"left aside: {name}: {reason}", file=sys.stderr)
     print(f"{found.rows:,} images, {len(found.skipped):,} left aside: {found.csv}")

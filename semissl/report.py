@@ -22,7 +22,7 @@ from functools import cache, partial
 from pathlib import Path, PurePath
 from urllib.request import urlopen
 
-import matplotlib.pyplot                              # never drawn with, but W&B looks for it before it takes a figure
+import matplotlib.pyplot  # never drawn with, but W&B looks for it before it takes a figure
 import numpy as np
 import pandas as pd
 from anyascii import anyascii
@@ -32,33 +32,84 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
-from PIL import Image                                 # comes with matplotlib
+from PIL import Image  # comes with matplotlib
 
 # %% ../nbs/12_report.ipynb #0a00f732
-INK, GREY, PALE = "#22262b", "#6b7280", "#c9ced6"     # text; secondary text; what has no value
-BLUE, RED, GREEN = "#1f5fa8", "#c43d2f", "#1a8a5a"    # ours or right; wrong; a neighbour of the same class
+INK, GREY, PALE = "#22262b", "#6b7280", "#c9ced6"  # text; secondary text; what has no value
+BLUE, RED, GREEN = "#1f5fa8", "#c43d2f", "#1a8a5a"  # ours or right; wrong; a neighbour of the same class
 PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 MARKERS = "os^DvP<>XphH8d"
-WIDTH = 6.8                                           # inches; 544 pixels on a page: a notebook's column, and still read on a phone
-FONTS = ["DejaVu Sans", *sorted({font.name for font in font_manager.fontManager.ttflist} & {"Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Micro Hei", "Hiragino Sans GB", "PingFang SC", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Segoe UI Emoji"})]   # matplotlib's own, and those beside it that know more letters
+WIDTH = 6.8  # inches; 544 pixels on a page: a notebook's column, and still read on a phone
+# matplotlib's own, and those beside it that know more letters
+FONTS = [
+    "DejaVu Sans",
+    *sorted(
+        {font.name for font in font_manager.fontManager.ttflist}
+        & {
+            "Noto Sans CJK SC",
+            "Noto Sans CJK JP",
+            "Noto Sans SC",
+            "WenQuanYi Micro Hei",
+            "Hiragino Sans GB",
+            "PingFang SC",
+            "Microsoft YaHei",
+            "Malgun Gothic",
+            "Noto Sans Devanagari",
+            "Noto Sans Thai",
+            "Noto Emoji",
+            "Segoe UI Emoji",
+        }
+    ),
+]
 STYLE = {
-    "figure.dpi": 80, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-    "font.family": FONTS, "text.parse_math": False, "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10, "xtick.labelsize": 9.5, "ytick.labelsize": 9.5,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": INK, "ytick.color": INK, "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False, "grid.color": "#e6e8ec", "axes.axisbelow": True,
-    "legend.frameon": False, "legend.fontsize": 9.5, "lines.linewidth": 2, "xtick.major.size": 3, "ytick.major.size": 3,
+    "figure.dpi": 80,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": FONTS,
+    "text.parse_math": False,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": "#e6e8ec",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "lines.linewidth": 2,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
 }
-CORRELATION = LinearSegmentedColormap.from_list("correlation", ["#123a63", "#3f86b5", "#a9cde0", "#f8f6f1", "#f3b79b", "#d4603f", "#8c1d18"]).with_extremes(bad=PALE)
+CORRELATION = LinearSegmentedColormap.from_list(
+    "correlation", ["#123a63", "#3f86b5", "#a9cde0", "#f8f6f1", "#f3b79b", "#d4603f", "#8c1d18"]
+).with_extremes(bad=PALE)
 
 # %% ../nbs/12_report.ipynb #31eaba1b
 def _shown(fig, include=None, exclude=None):
-    "What a notebook shows of a figure: a small PNG (256 colours unless it holds photographs), and the headline as alternative text."
+    """What a notebook shows of a figure: a small PNG (256 colours unless it holds photographs), and the headline as
+    alternative text."""
     drawn, small = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png")
     photographs = any(np.ndim(image.get_array()) == 3 for ax in fig.axes for image in ax.images)
     picture = Image.open(drawn).convert("RGB")
-    (picture if photographs else picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)).save(small, "png", optimize=True)
-    return {"image/png": base64.b64encode(small.getvalue()).decode()}, {"image/png": {"alt": " ".join(fig.get_suptitle().split())}}
+    (
+        picture
+        if photographs
+        else picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    ).save(small, "png", optimize=True)
+    return {"image/png": base64.b64encode(small.getvalue()).decode()}, {
+        "image/png": {"alt": " ".join(fig.get_suptitle().split())}
+    }
 
 
 @cache
@@ -70,22 +121,31 @@ def _letters() -> frozenset:
 
 def readable(
     text: object,  # a class name, a title
-) -> str:          # the same in letters that can be drawn; a string has one line more nowhere
+) -> str:  # the same in letters that can be drawn; a string has one line more nowhere
     "Letters that no font here has are spelt in Latin ones (猫 is Mao, a frog :frog:): a box says nothing."
     return "".join(c if c.isspace() or ord(c) in _letters() else anyascii(c).strip() or "?" for c in str(text))
 
 
 def _note(fig, text):
     "Write a note in grey at the foot of a figure, wrapped to its width."
-    fig.supxlabel(textwrap.fill(text, int(fig.get_figwidth() * 14.6)), x=0.012, ha="left", fontsize=9, color=GREY, linespacing=1.3)
+    fig.supxlabel(
+        textwrap.fill(text, int(fig.get_figwidth() * 14.6)), x=0.012, ha="left", fontsize=9, color=GREY, linespacing=1.3
+    )
 
 
 def _figure(height, title, note="", width=WIDTH):
     "An empty figure outside pyplot's registry, size in inches: wrapped headline above, note below."
     fig = Figure(figsize=(width, height), layout="constrained")
-    fig._repr_mimebundle_ = partial(_shown, fig)                       # the class stays matplotlib's own: W&B asks for it by name
+    fig._repr_mimebundle_ = partial(_shown, fig)  # the class stays matplotlib's own: W&B asks for it by name
     fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
-    fig.suptitle(textwrap.fill(readable(title), int(width * 11.5)), x=0.012, ha="left", fontsize=11, fontweight="bold", linespacing=1.25)
+    fig.suptitle(
+        textwrap.fill(readable(title), int(width * 11.5)),
+        x=0.012,
+        ha="left",
+        fontsize=11,
+        fontweight="bold",
+        linespacing=1.25,
+    )
     if note:
         _note(fig, note)
     return fig
@@ -101,10 +161,13 @@ def class_style(
 @dataclass(frozen=True)
 class Run:
     "What a run left behind, read into memory; made by `read_run`."
-    path: Path                       # the run directory
-    result: dict                     # result.json
-    metrics: pd.DataFrame            # metrics.csv, one row per logged step
-    predictions: pd.DataFrame        # predictions.csv of the test part: path, label (a class number, -1 = unknown), predicted (a class number), confidence
+
+    path: Path  # the run directory
+    result: dict  # result.json
+    metrics: pd.DataFrame  # metrics.csv, one row per logged step
+    # predictions.csv of the test part: path, label (a class number, -1 = unknown), predicted (a class number),
+    # confidence
+    predictions: pd.DataFrame
     evaluation: dict[str, np.ndarray]  # evaluation.npz, {} without a test set
 
     @property
@@ -117,14 +180,20 @@ def _existing(run_dir, name):
     path = Path(run_dir) / name
     if path.is_file():
         return path
-    found = ", ".join(sorted(p.name for p in Path(run_dir).iterdir())) or "an empty folder" if Path(run_dir).is_dir() else "no such folder"
+    found = (
+        ", ".join(sorted(p.name for p in Path(run_dir).iterdir())) or "an empty folder"
+        if Path(run_dir).is_dir()
+        else "no such folder"
+    )
     raise FileNotFoundError(f"expected {name} in {run_dir}, got {found}")
 
 
 def _columns(table, names, where):
     "ValueError unless the table has all the named columns."
     if missing := [name for name in names if name not in table]:
-        raise ValueError(f"expected the column {missing[0]!r} in {where}, got {', '.join(map(str, table)) or 'no column'}")
+        raise ValueError(
+            f"expected the column {missing[0]!r} in {where}, got {', '.join(map(str, table)) or 'no column'}"
+        )
 
 # %% ../nbs/12_report.ipynb #dec64f77
 def _class_numbers(values, classes, where):
@@ -137,20 +206,29 @@ def _class_numbers(values, classes, where):
 
 def read_run(
     run_dir: str | Path,  # folder with result.json, metrics.csv, predictions.csv and evaluation.npz
-) -> Run:                 # the files' contents
+) -> Run:  # the files' contents
     "Read a run directory; FileNotFoundError or ValueError says what was expected and what was found."
     result = json.loads(_existing(run_dir, "result.json").read_text())
     if missing := [key for key in ("config", "data", "metrics", "cost") if key not in result]:
-        raise ValueError(f"expected the key {missing[0]!r} in {Path(run_dir) / 'result.json'}, got {', '.join(result) or 'no key'}")
+        raise ValueError(
+            f"expected the key {missing[0]!r} in {Path(run_dir) / 'result.json'}, got {', '.join(result) or 'no key'}"
+        )
     metrics = pd.read_csv(_existing(run_dir, "metrics.csv"))
     _columns(metrics, ("step", "loss", "stage"), "metrics.csv")
     predictions, evaluation = pd.DataFrame(columns=["path", "label", "predicted", "confidence"]), {}
     if result["metrics"] is not None or (Path(run_dir) / "predictions.csv").is_file():
-        predictions = pd.read_csv(_existing(run_dir, "predictions.csv"), dtype={"path": str, "label": str, "predicted": str}, keep_default_na=False)
+        predictions = pd.read_csv(
+            _existing(run_dir, "predictions.csv"),
+            dtype={"path": str, "label": str, "predicted": str},
+            keep_default_na=False,
+        )
         _columns(predictions, ("path", "label", "predicted", "confidence"), "predictions.csv")
-        if "part" in predictions: predictions = predictions[predictions["part"] == "test"].drop(columns="part").reset_index(drop=True)
+        if "part" in predictions:
+            predictions = predictions[predictions["part"] == "test"].drop(columns="part").reset_index(drop=True)
         for column in ("label", "predicted"):
-            predictions[column] = _class_numbers(predictions[column], result["data"]["classes"], f"predictions.csv's column {column}")
+            predictions[column] = _class_numbers(
+                predictions[column], result["data"]["classes"], f"predictions.csv's column {column}"
+            )
     if result["metrics"] is not None or (Path(run_dir) / "evaluation.npz").is_file():
         with np.load(_existing(run_dir, "evaluation.npz"), allow_pickle=False) as arrays:
             evaluation = dict(arrays)
@@ -161,13 +239,16 @@ def _uint8_images(images, name="images"):
     "Images as (N, S, S, 3) uint8; grey (N, S, S) is repeated into three channels."
     images = np.asarray(images)
     if images.dtype != np.uint8 or not (images.ndim == 3 or images.ndim == 4 and images.shape[3] == 3):
-        raise ValueError(f"expected {name} of shape (N, S, S, 3) and type uint8, got shape {images.shape} and type {images.dtype}")
+        raise ValueError(
+            f"expected {name} of shape (N, S, S, 3) and type uint8, got shape {images.shape} and type {images.dtype}"
+        )
     return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=3)
 
 
 def _tile_axes(rows, columns, title, note="", lines=0, head=0, largest=1.1):
-    "Figure, axes and row pitch (in tiles) for rows x columns image tiles with `lines` of text under each and `head` lines above all."
-    inch = min(largest, WIDTH / (columns * 1.08))                      # side of a tile
+    """Figure, axes and row pitch (in tiles) for rows x columns image tiles with `lines` of text under each and `head`
+    lines above all."""
+    inch = min(largest, WIDTH / (columns * 1.08))  # side of a tile
     pitch = 1.08 + lines * 0.165 / inch
     top, bottom = -0.04 - head * 0.18 / inch, rows * pitch
     title_lines = len(textwrap.wrap(title, int(WIDTH * 11.5))) + len(textwrap.wrap(note, int(WIDTH * 14.6)))
@@ -182,7 +263,18 @@ def _tile(ax, image, x, y, text="", frame=None, dashed=False, size=9):
     "Draw one image with its top left corner at (x, y), a coloured frame around it and text below."
     ax.imshow(image, extent=(x, x + 1, y + 1, y), aspect="equal")
     if frame:
-        ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=frame, linewidth=2.6, linestyle=(0, (3, 1.6)) if dashed else "-", clip_on=False))
+        ax.add_patch(
+            Rectangle(
+                (x, y),
+                1,
+                1,
+                fill=False,
+                edgecolor=frame,
+                linewidth=2.6,
+                linestyle=(0, (3, 1.6)) if dashed else "-",
+                clip_on=False,
+            )
+        )
     if text:
         ax.text(x + 0.5, y + 1.05, text, ha="center", va="top", fontsize=size, linespacing=1.15)
 
@@ -195,12 +287,12 @@ def _short(name, length=11):
 # %% ../nbs/12_report.ipynb #10ce844a
 @rc_context(STYLE)
 def image_grid(
-    images: np.ndarray,                      # (N, S, S, 3) or (N, S, S) uint8
-    titles: Sequence[str] = (),              # (N,) text under each image; () = none
-    framed: Sequence[bool] = (),             # (N,) True = a labelled image, drawn with a frame; () = none
-    columns: int = 10,                       # images per row
-    title: str = "",                         # headline; "" = one that counts the images
-) -> Figure:                                 # N tiles in rows
+    images: np.ndarray,  # (N, S, S, 3) or (N, S, S) uint8
+    titles: Sequence[str] = (),  # (N,) text under each image; () = none
+    framed: Sequence[bool] = (),  # (N,) True = a labelled image, drawn with a frame; () = none
+    columns: int = 10,  # images per row
+    title: str = "",  # headline; "" = one that counts the images
+) -> Figure:  # N tiles in rows
     "Images in rows, the labelled ones framed; ValueError when the counts differ."
     images = _uint8_images(images)
     for name, values in (("titles", titles), ("framed", framed)):
@@ -208,37 +300,64 @@ def image_grid(
             raise ValueError(f"expected {len(images)} {name}, one per image, got {len(values)}")
     columns = max(1, min(columns, len(images)))
     count = int(np.sum(framed)) if len(framed) else 0
-    title = title or (f"{count} of {len(images)} images carry a label: the framed ones" if count else f"{len(images)} images")
+    title = title or (
+        f"{count} of {len(images)} images carry a label: the framed ones" if count else f"{len(images)} images"
+    )
     lines = max((1 + t.count("\n") for t in titles if t), default=0)
     fig, ax, pitch = _tile_axes(max(1, -(-len(images) // columns)), columns, title, lines=lines)
     texts = [_short(t, 14) for t in titles]
-    size = max(6.0, min(9.0, 90 * min(1.1, WIDTH / (columns * 1.08)) / max([len(line) for t in texts for line in t.split("\n")] or [1])))   # of letters, so that neighbours do not touch
+    # of letters, so that neighbours do not touch
+    size = max(
+        6.0,
+        min(
+            9.0,
+            90 * min(1.1, WIDTH / (columns * 1.08)) / max([len(line) for t in texts for line in t.split("\n")] or [1]),
+        ),
+    )
     for i, image in enumerate(images):
-        _tile(ax, image, i % columns * 1.08, i // columns * pitch, texts[i] if texts else "", BLUE if len(framed) and framed[i] else None, size=size)
+        _tile(
+            ax,
+            image,
+            i % columns * 1.08,
+            i // columns * pitch,
+            texts[i] if texts else "",
+            BLUE if len(framed) and framed[i] else None,
+            size=size,
+        )
     return fig
 
 # %% ../nbs/12_report.ipynb #5e318018
 @rc_context(STYLE)
 def views_grid(
-    originals: np.ndarray,               # (N, S, S, 3) uint8
-    views: dict[str, np.ndarray],        # name of a kind of view -> (N, S, S, 3) uint8, the same images in the same order
+    originals: np.ndarray,  # (N, S, S, 3) uint8
+    views: dict[str, np.ndarray],  # name of a kind of view -> (N, S, S, 3) uint8, the same images in the same order
     title: str = "Each row: one image and its random views. Is it still the same thing?",  # headline
-) -> Figure:                             # N rows; the original, then a column per view
+) -> Figure:  # N rows; the original, then a column per view
     "One row per image: the original and its augmented views; ValueError when the counts differ."
-    columns = {"original": _uint8_images(originals, "originals")} | {name: _uint8_images(view, f"views[{name!r}]") for name, view in views.items()}
+    columns = {"original": _uint8_images(originals, "originals")} | {
+        name: _uint8_images(view, f"views[{name!r}]") for name, view in views.items()
+    }
     for name, column in columns.items():
         if len(column) != len(originals):
-            raise ValueError(f"expected {len(originals)} images in views[{name!r}], one per original, got {len(column)}")
+            raise ValueError(
+                f"expected {len(originals)} images in views[{name!r}], one per original, got {len(column)}"
+            )
     fig, ax, pitch = _tile_axes(len(originals), len(columns), title, head=1)
     for c, (name, column) in enumerate(columns.items()):
-        ax.text(c * 1.08 + 0.5, -0.06, _short(name, 14), ha="center", va="bottom", fontweight="bold" if c == 0 else "normal")
+        ax.text(
+            c * 1.08 + 0.5, -0.06, _short(name, 14), ha="center", va="bottom", fontweight="bold" if c == 0 else "normal"
+        )
         for r, image in enumerate(column):
             _tile(ax, image, c * 1.08, r * pitch, frame=INK if c == 0 else None)
     return fig
 
 # %% ../nbs/12_report.ipynb #f0594194
-CURVES = {"ssl": "self-supervised loss", "cross_entropy": "cross-entropy of the few labels",
-          "correlation": "class-correlation loss", "labelled_accuracy": "accuracy on the labelled batch"}
+CURVES = {
+    "ssl": "self-supervised loss",
+    "cross_entropy": "cross-entropy of the few labels",
+    "correlation": "class-correlation loss",
+    "labelled_accuracy": "accuracy on the labelled batch",
+}
 
 
 def _curve(ax, steps, values, colour=BLUE):
@@ -252,14 +371,18 @@ def _curve(ax, steps, values, colour=BLUE):
 @rc_context(STYLE)
 def learning_curves(
     metrics: pd.DataFrame,  # one row per logged step: step, stage and any of the keys of CURVES
-) -> Figure:                # four small axes over the steps
+) -> Figure:  # four small axes over the steps
     "The parts of the loss and the labelled accuracy over the steps; ValueError without a row or a column."
     _columns(metrics, ("step", "stage"), "metrics")
     if not len(metrics):
         raise ValueError("expected at least 1 logged step in metrics, got 0")
     changes = metrics.loc[metrics.stage.diff() > 0, ["step", "stage"]].astype(int).to_numpy()
     said = " and ".join(f"stage {stage} from step {step}" for step, stage in changes)
-    fig = _figure(4.7, "Learning curves" + (f": {said}, at the dotted line" if said else ""), "Thin: as logged. Thick: running mean.")
+    fig = _figure(
+        4.7,
+        "Learning curves" + (f": {said}, at the dotted line" if said else ""),
+        "Thin: as logged. Thick: running mean.",
+    )
     for ax, (name, label) in zip(fig.subplots(2, 2, sharex=True).flat, CURVES.items()):
         ax.set_title(label)
         ax.grid(axis="y")
@@ -277,7 +400,13 @@ def learning_curves(
 
 # %% ../nbs/12_report.ipynb #873ff6e1
 METHOD = "semissl"
-BASELINES = {"labels_only": "labels only", "ssl_then_probe": "SSL, then probe", "fine_tuning": "fine-tuning", "logistic_regression": "logistic regression", "class_means": "class means"}
+BASELINES = {
+    "labels_only": "labels only",
+    "ssl_then_probe": "SSL, then probe",
+    "fine_tuning": "fine-tuning",
+    "logistic_regression": "logistic regression",
+    "class_means": "class means",
+}
 
 
 def _tested(result, method):
@@ -286,7 +415,9 @@ def _tested(result, method):
         raise ValueError(f"expected result['metrics'] with a test_accuracy, got {result.get('metrics')}")
     baselines = result.get("baselines") or {}
     seconds = (result.get("cost") or {}).get("training_seconds")
-    return {method: {"seconds": seconds} | result["metrics"]} | {BASELINES.get(name, name): metrics for name, metrics in baselines.items()}
+    return {method: {"seconds": seconds} | result["metrics"]} | {
+        BASELINES.get(name, name): metrics for name, metrics in baselines.items()
+    }
 
 
 def _compared(tested):
@@ -302,24 +433,52 @@ def _compared(tested):
 # %% ../nbs/12_report.ipynb #708a2283
 @rc_context(STYLE)
 def accuracy_bars(
-    result: dict,          # the contents of result.json
+    result: dict,  # the contents of result.json
     method: str = METHOD,  # name of the run's own bar
-) -> Figure:               # a bar for the method and one per baseline
+) -> Figure:  # a bar for the method and one per baseline
     "Test accuracy of the method and its baselines with their intervals; ValueError without test metrics."
     tested, data = _tested(result, method), result["data"]
-    title = f"Test accuracy {tested[method]['test_accuracy']:.1%} from {data['labelled']} labelled images{_compared(tested)}"
-    note = (f"Whiskers: 95% interval over this run's {data['test_images']} test images; the draw of the labels is not in them. "
-            f"In the bars: seconds of training. Dotted: chance, {1 / len(data['classes']):.1%}.")
+    title = (
+        f"Test accuracy {tested[method]['test_accuracy']:.1%} from {data['labelled']} labelled "
+        f"images{_compared(tested)}"
+    )
+    note = (
+        f"Whiskers: 95% interval over this run's {data['test_images']} test images; the draw of the labels is not in "
+        f"them. "
+        f"In the bars: seconds of training. Dotted: chance, {1 / len(data['classes']):.1%}."
+    )
     fig = _figure(1.25 + 0.52 * len(tested), title, note)
     ax = fig.add_subplot()
     for row, (name, m) in enumerate(tested.items()):
         accuracy, (low, high) = m["test_accuracy"], m["test_accuracy_interval"]
         ax.barh(row, accuracy, height=0.72, color=BLUE if name == method else "#aab2bd")
-        ax.errorbar(accuracy, row, xerr=[[max(0, accuracy - low)], [max(0, high - accuracy)]], color=INK, capsize=4, linewidth=1.6)
-        ax.text(high + 0.015, row, f"{accuracy:.1%}", va="center", fontweight="bold" if name == method else "normal", fontsize=11)
+        ax.errorbar(
+            accuracy,
+            row,
+            xerr=[[max(0, accuracy - low)], [max(0, high - accuracy)]],
+            color=INK,
+            capsize=4,
+            linewidth=1.6,
+        )
+        ax.text(
+            high + 0.015,
+            row,
+            f"{accuracy:.1%}",
+            va="center",
+            fontweight="bold" if name == method else "normal",
+            fontsize=11,
+        )
         if m.get("seconds") is not None:
             at, side = (low - 0.015, "right") if low > 0.2 else (0.012, "left")
-            ax.text(at, row, _duration(m["seconds"]), ha=side, va="center", color="white" if name == method else INK, fontsize=9.5)
+            ax.text(
+                at,
+                row,
+                _duration(m["seconds"]),
+                ha=side,
+                va="center",
+                color="white" if name == method else INK,
+                fontsize=9.5,
+            )
     ax.axvline(1 / len(data["classes"]), color=INK, linestyle=":", linewidth=1.3)
     ax.set_yticks(range(len(tested)), list(tested), fontsize=10.5)
     ax.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
@@ -341,7 +500,7 @@ def _class_ticks(ax, classes, axes="xy", most=25, size=9.5):
     step = -(-len(classes) // most)
     at, names = np.arange(0, len(classes), step), [_short(name) for name in classes[::step]]
     if "x" in axes:
-        turned = max(map(len, names), default=0) > 2                   # longer names would run into each other
+        turned = max(map(len, names), default=0) > 2  # longer names would run into each other
         slanted = dict(rotation=40, ha="right", rotation_mode="anchor") if len(names) <= 12 else dict(rotation=90)
         ax.set_xticks(at, names, fontsize=size, **(slanted if turned else {}))
     if "y" in axes:
@@ -350,14 +509,20 @@ def _class_ticks(ax, classes, axes="xy", most=25, size=9.5):
         ax.set_yticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return "" if step == 1 else f"Every {step}{'nd' if step == 2 else 'rd' if step == 3 else 'th'} of the {len(classes)} classes is named."
+    return (
+        ""
+        if step == 1
+        else f"Every {step}{'nd' if step == 2 else 'rd' if step == 3 else 'th'} of the {len(classes)} classes is named."
+    )
 
 
 def _counts(labels, predicted, K):
     "Confusion counts (K, K), rows are true classes; images without a label are left out."
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     if labels.shape != predicted.shape:
-        raise ValueError(f"expected one prediction per label, got {len(labels)} labels and {len(predicted)} predictions")
+        raise ValueError(
+            f"expected one prediction per label, got {len(labels)} labels and {len(predicted)} predictions"
+        )
     known = labels >= 0
     if not known.any():
         raise ValueError(f"expected at least 1 image with a label, got {len(labels)} images and 0 labels")
@@ -379,24 +544,31 @@ def _worst(counts, classes):
 # %% ../nbs/12_report.ipynb #1efd9fb0
 @rc_context(STYLE)
 def confusion(
-    labels: np.ndarray,      # (N,) true class numbers, -1 = unknown and left out
-    predicted: np.ndarray,   # (N,) predicted class numbers
+    labels: np.ndarray,  # (N,) true class numbers, -1 = unknown and left out
+    predicted: np.ndarray,  # (N,) predicted class numbers
     classes: Sequence[str],  # (K,) class names
     order: np.ndarray | None = None,  # (K,) which class stands where, as in the figure beside it; None = as they are
-) -> Figure:                 # a (K, K) matrix: blue diagonal, red mistakes
+) -> Figure:  # a (K, K) matrix: blue diagonal, red mistakes
     "Confusion matrix, rows are true classes; ValueError without a labelled image."
     K, counts = len(classes), _counts(labels, predicted, len(classes))
-    if order is not None: counts, classes = counts[np.ix_(order, order)], [classes[k] for k in order]
+    if order is not None:
+        counts, classes = counts[np.ix_(order, order)], [classes[k] for k in order]
     share = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
-    signed = np.where(np.eye(K, dtype=bool), -share, share)                # blue below 0, red above
-    fig = _figure(6.1 if K > 3 else 3.6, f"Confusion of {counts.sum()} test images: {counts.diagonal().sum() / counts.sum():.1%} right, {_worst(counts, classes)}")
+    signed = np.where(np.eye(K, dtype=bool), -share, share)  # blue below 0, red above
+    fig = _figure(
+        6.1 if K > 3 else 3.6,
+        f"Confusion of {counts.sum()} test images: {counts.diagonal().sum() / counts.sum():.1%} right, "
+        f"{_worst(counts, classes)}",
+    )
     ax = fig.add_subplot()
     ax.imshow(signed, cmap=CORRELATION, vmin=-1.15, vmax=1.15)
     note = _class_ticks(ax, classes)
     ax.set(xlabel="predicted class", ylabel="true class")
     if K <= 12:
         for a, b in np.argwhere(counts):
-            ax.text(b, a, counts[a, b], ha="center", va="center", fontsize=9.5, color="white" if share[a, b] > 0.62 else INK)
+            ax.text(
+                b, a, counts[a, b], ha="center", va="center", fontsize=9.5, color="white" if share[a, b] > 0.62 else INK
+            )
     else:
         _note(fig, f"Darker: a larger share of its row (square-root scale). {note}")
     ax.set_xticks(np.arange(K + 1) - 0.5, minor=True)
@@ -408,7 +580,7 @@ def confusion(
 # %% ../nbs/12_report.ipynb #6b68489e
 def class_order(
     correlation: np.ndarray,  # (K, K) class correlation, NaN where unknown
-) -> np.ndarray:              # (K,) a permutation of the classes
+) -> np.ndarray:  # (K,) a permutation of the classes
     "Order that puts correlated classes side by side (Fiedler vector of the graph of correlations)."
     known = np.isfinite(correlation)
     C = np.where(known, correlation, correlation[known].mean() if known.any() else 0.0)
@@ -416,8 +588,9 @@ def class_order(
     if len(C) < 3:
         return np.arange(len(C))
     v = np.linalg.eigh(np.diag(W.sum(1)) - W)[1][:, 1]
-    v = v if v[0] <= v.mean() else -v                                      # an eigenvector's sign is arbitrary: class 0 comes early
-    return np.argsort(np.where(known.any(1), v, np.inf), kind="stable")    # classes of which nothing is known come last
+    v = v if v[0] <= v.mean() else -v  # an eigenvector's sign is arbitrary: class 0 comes early
+    # classes of which nothing is known come last
+    return np.argsort(np.where(known.any(1), v, np.inf), kind="stable")
 
 
 def _mean(values):
@@ -444,10 +617,18 @@ def _draw_correlation(ax, correlation, classes, axes):
     "One class correlation matrix; numbers in the cells up to 10 classes; returns the note on names left out."
     ax.imshow(np.ma.masked_invalid(correlation), cmap=CORRELATION, vmin=-1, vmax=1)
     if len(classes) <= 10:
-        size = 8 if max(map(len, classes)) <= 3 else 6.6                # long names leave less room for the cells
+        size = 8 if max(map(len, classes)) <= 3 else 6.6  # long names leave less room for the cells
         for (a, b), value in np.ndenumerate(correlation):
-            ax.text(b, a, _number(value), ha="center", va="center", fontsize=size, color="white" if abs(value) > 0.6 else INK,
-                    fontweight="bold" if a == b else "normal")
+            ax.text(
+                b,
+                a,
+                _number(value),
+                ha="center",
+                va="center",
+                fontsize=size,
+                color="white" if abs(value) > 0.6 else INK,
+                fontweight="bold" if a == b else "normal",
+            )
     return _class_ticks(ax, classes, axes, most=20, size=9.5 if len(classes) <= 12 else 7.5)
 
 
@@ -460,8 +641,15 @@ def _draw_pins(ax, same, different):
             ax.plot(value, y + side * 0.3, marker="v" if side > 0 else "^", color=INK, markersize=8, clip_on=False)
         text = f"{name}  {value:.2f}".replace("-", "−") if np.isfinite(value) else f"{name}: no pair"
         at = float(np.clip(np.nan_to_num(value), -1, 1))
-        ax.text(at, y + side * 0.75, text, ha="right" if at > 0.45 else "left" if at < -0.45 else "center",
-                va="bottom" if side > 0 else "top", fontweight="bold" if side > 0 else "normal", fontsize=10)
+        ax.text(
+            at,
+            y + side * 0.75,
+            text,
+            ha="right" if at > 0.45 else "left" if at < -0.45 else "center",
+            va="bottom" if side > 0 else "top",
+            fontweight="bold" if side > 0 else "normal",
+            fontsize=10,
+        )
     ax.set(xlim=(-1.1, 1.1), ylim=(-1.8, 2.4), yticks=[], xticks=[])
     ax.spines[:].set_visible(False)
     for end, ha in ((-1, "right"), (1, "left")):
@@ -470,10 +658,10 @@ def _draw_pins(ax, same, different):
 # %% ../nbs/12_report.ipynb #653fb285
 @rc_context(STYLE)
 def class_correlation_pair(
-    before: np.ndarray,      # (K, K) class correlation before training, NaN = a class without a pair
-    after: np.ndarray,       # (K, K) the same after training
+    before: np.ndarray,  # (K, K) class correlation before training, NaN = a class without a pair
+    after: np.ndarray,  # (K, K) the same after training
     classes: Sequence[str],  # (K,) class names
-) -> Figure:                 # two matrices on one scale, each with its two means below
+) -> Figure:  # two matrices on one scale, each with its two means below
     "Class correlation before and after training (the project's signature picture); ValueError on a wrong shape."
     before, after, K = np.asarray(before, dtype=float), np.asarray(after, dtype=float), len(classes)
     for name, matrix in (("before", before), ("after", after)):
@@ -482,13 +670,21 @@ def class_correlation_pair(
     order = class_order((before + after) / 2)
     means = {"before training": _same_and_different(before), "after training": _same_and_different(after)}
     (s0, d0), (s1, d1) = means.values()
-    title = f"Correlation within a class {s0:.2f} → {s1:.2f}, between classes {d0:.2f} → {d1:.2f}".replace("-", "−").replace("nan", "no pair")
+    title = f"Correlation within a class {s0:.2f} → {s1:.2f}, between classes {d0:.2f} → {d1:.2f}".replace(
+        "-", "−"
+    ).replace("nan", "no pair")
     unknown = [classes[k] for k in range(K) if not (np.isfinite(before[k, k]) and np.isfinite(after[k, k]))]
-    notes = [f"Grey: unknown, no pair of images ({', '.join(unknown[:5])}{' and others' if len(unknown) > 5 else ''})."] if unknown else []
+    notes = (
+        [f"Grey: unknown, no pair of images ({', '.join(unknown[:5])}{' and others' if len(unknown) > 5 else ''})."]
+        if unknown
+        else []
+    )
     fig = _figure(5.3, title)
     axes = fig.subplots(2, 2, height_ratios=[1, 0.25])
     for column, ((name, (same, different)), matrix) in enumerate(zip(means.items(), (before, after))):
-        thinned = _draw_correlation(axes[0, column], matrix[np.ix_(order, order)], [classes[k] for k in order], "x" if column else "xy")
+        thinned = _draw_correlation(
+            axes[0, column], matrix[np.ix_(order, order)], [classes[k] for k in order], "x" if column else "xy"
+        )
         axes[0, column].set_title(name)
         _draw_pins(axes[1, column], same, different)
     if notes := notes + [thinned] * bool(thinned):
@@ -504,65 +700,101 @@ def _core(points):
 
 @rc_context(STYLE)
 def representation_map(
-    xy: np.ndarray,          # (Q, 2) positions on the map
-    labels: np.ndarray,      # (Q,) class numbers, -1 = unknown, drawn in grey
-    labelled: np.ndarray,    # (Q,) True = a labelled training image, drawn as a ringed star
+    xy: np.ndarray,  # (Q, 2) positions on the map
+    labels: np.ndarray,  # (Q,) class numbers, -1 = unknown, drawn in grey
+    labelled: np.ndarray,  # (Q,) True = a labelled training image, drawn as a ringed star
     classes: Sequence[str],  # (K,) class names
-) -> Figure:                 # a scatter plot with the classes' names
+) -> Figure:  # a scatter plot with the classes' names
     "Map of representations coloured by class, labelled images as stars; ValueError when the counts differ."
     xy, labels, labelled = np.asarray(xy), np.asarray(labels), np.asarray(labelled, dtype=bool)
     if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) == len(labels) == len(labelled):
-        raise ValueError(f"expected xy (Q, 2), labels (Q,) and labelled (Q,), got {xy.shape}, {labels.shape} and {labelled.shape}")
+        raise ValueError(
+            f"expected xy (Q, 2), labels (Q,) and labelled (Q,), got {xy.shape}, {labels.shape} and {labelled.shape}"
+        )
     named = len(classes) <= 24
-    fig = _figure(6.2, f"Map of the representation: {(~labelled).sum()} test images in the colour of their class, {labelled.sum()} labelled images as ringed stars",
-                  "" if named else f"The names of the {len(classes)} classes are left out.")
+    fig = _figure(
+        6.2,
+        f"Map of the representation: {(~labelled).sum()} test images in the colour of their class, {labelled.sum()} "
+        f"labelled images as ringed stars",
+        "" if named else f"The names of the {len(classes)} classes are left out.",
+    )
     ax = fig.add_subplot()
     for k in [-1, *range(len(classes))]:
         colour, marker = class_style(k) if k >= 0 else (PALE, "o")
         dots, stars = xy[(labels == k) & ~labelled], xy[(labels == k) & labelled]
-        ax.scatter(*dots.T, s=20 if len(xy) < 1500 else 9, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=1)
+        ax.scatter(
+            *dots.T, s=20 if len(xy) < 1500 else 9, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=1
+        )
         ax.scatter(*stars.T, s=210, facecolor="white", edgecolor=INK, linewidths=1.2, zorder=2)
         ax.scatter(*stars.T, s=95, color=colour, marker="*", edgecolor=INK, linewidths=0.5, zorder=3)
     ax.set(xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
     ax.spines[:].set_visible(False)
-    fig.draw_without_rendering()                                           # the scales are known now, and so is where a name fits
+    fig.draw_without_rendering()  # the scales are known now, and so is where a name fits
     taken = []
     for k, name in enumerate(classes if named else ()):
         if (labels == k).any():
             core = _core(xy[labels == k][:1000])
             middle, low, high = np.median(core[:, 0]), core[:, 1].min(), core[:, 1].max()
-            sides = (((middle, high), (0, 8), "center", "bottom"), ((middle, low), (0, -8), "center", "top"), ((core[:, 0].max(), (low + high) / 2), (10, 0), "left", "center"), ((core[:, 0].min(), (low + high) / 2), (-10, 0), "right", "center"))
-            text = ax.annotate(_short(name, 20), sides[0][0], sides[0][1], textcoords="offset points", fontsize=13, fontweight="bold", zorder=4, path_effects=[withStroke(linewidth=4, foreground="white")])
-            for text.xy, away, ha, va in (*sides, sides[0]):               # above, below, beside; where no side is free, above
+            sides = (
+                ((middle, high), (0, 8), "center", "bottom"),
+                ((middle, low), (0, -8), "center", "top"),
+                ((core[:, 0].max(), (low + high) / 2), (10, 0), "left", "center"),
+                ((core[:, 0].min(), (low + high) / 2), (-10, 0), "right", "center"),
+            )
+            text = ax.annotate(
+                _short(name, 20),
+                sides[0][0],
+                sides[0][1],
+                textcoords="offset points",
+                fontsize=13,
+                fontweight="bold",
+                zorder=4,
+                path_effects=[withStroke(linewidth=4, foreground="white")],
+            )
+            # above, below, beside; where no side is free, above
+            for text.xy, away, ha, va in (*sides, sides[0]):
                 text.set(position=away, horizontalalignment=ha, verticalalignment=va)
                 box = text.get_window_extent().padded(2)
-                if not any(box.overlaps(other) for other in taken) and box.x0 > 0 and box.x1 < fig.bbox.x1: break
+                if not any(box.overlaps(other) for other in taken) and box.x0 > 0 and box.x1 < fig.bbox.x1:
+                    break
             taken.append(box)
     return fig
 
 # %% ../nbs/12_report.ipynb #765b7efd
 @rc_context(STYLE)
 def neighbour_grid(
-    query_images: np.ndarray,      # (R, S, S, 3) uint8
-    query_labels: np.ndarray,      # (R,) class numbers
+    query_images: np.ndarray,  # (R, S, S, 3) uint8
+    query_labels: np.ndarray,  # (R,) class numbers
     neighbour_images: np.ndarray,  # (R, C, S, S, 3) uint8, nearest first
     neighbour_labels: np.ndarray,  # (R, C) class numbers
-    classes: Sequence[str],        # (K,) class names
-) -> Figure:                       # R rows: the query, then its C neighbours
+    classes: Sequence[str],  # (K,) class names
+) -> Figure:  # R rows: the query, then its C neighbours
     "Each query and its nearest neighbours, framed by agreement of the class; ValueError when the shapes differ."
     queries, neighbour_labels = _uint8_images(query_images, "query_images"), np.asarray(neighbour_labels)
     if np.shape(neighbour_images)[:2] != neighbour_labels.shape or len(neighbour_labels) != len(queries):
-        raise ValueError(f"expected neighbours (R, C) of {len(queries)} queries, got images {np.shape(neighbour_images)} and labels {neighbour_labels.shape}")
+        raise ValueError(
+            f"expected neighbours (R, C) of {len(queries)} queries, got images {np.shape(neighbour_images)} and "
+            f"labels {neighbour_labels.shape}"
+        )
     same = neighbour_labels == np.asarray(query_labels)[:, None]
     rows, columns = same.shape
-    left, start = 1.0, 2.23                                              # a column for the query's name, then the query, then a gap
-    fig, ax, pitch = _tile_axes(rows, columns + 2, f"Nearest neighbours: {same.sum()} of {same.size} are of the query's class",
-                                "Solid green: the same class. Dashed red: another one, named below.", lines=1, head=1, largest=0.86)
+    left, start = 1.0, 2.23  # a column for the query's name, then the query, then a gap
+    fig, ax, pitch = _tile_axes(
+        rows,
+        columns + 2,
+        f"Nearest neighbours: {same.sum()} of {same.size} are of the query's class",
+        "Solid green: the same class. Dashed red: another one, named below.",
+        lines=1,
+        head=1,
+        largest=0.86,
+    )
     ax.text(left + 0.5, -0.06, "query", ha="center", va="bottom", fontweight="bold")
     ax.text(start + columns * 0.54, -0.06, "nearest neighbours, closest first", ha="center", va="bottom")
     for r in range(rows):
-        ax.text(left - 0.12, r * pitch + 0.5, _short(classes[query_labels[r]]), ha="right", va="center", fontweight="bold")
+        ax.text(
+            left - 0.12, r * pitch + 0.5, _short(classes[query_labels[r]]), ha="right", va="center", fontweight="bold"
+        )
         _tile(ax, queries[r], left, r * pitch, frame=INK)
         for c, image in enumerate(_uint8_images(neighbour_images[r], "neighbour_images")):
             name, frame = ("", GREEN) if same[r, c] else (_short(classes[neighbour_labels[r, c]]), RED)
@@ -573,29 +805,50 @@ def neighbour_grid(
 # %% ../nbs/12_report.ipynb #498c8161
 @rc_context(STYLE)
 def mistakes(
-    images: np.ndarray,      # (N, S, S, 3) uint8
-    labels: np.ndarray,      # (N,) true class numbers, -1 = unknown and left out
-    predicted: np.ndarray,   # (N,) predicted class numbers
+    images: np.ndarray,  # (N, S, S, 3) uint8
+    labels: np.ndarray,  # (N,) true class numbers, -1 = unknown and left out
+    predicted: np.ndarray,  # (N,) predicted class numbers
     confidence: np.ndarray,  # (N,) probability of the predicted class, 0..1
     classes: Sequence[str],  # (K,) class names
-    n: int = 16,             # how many to show at most
-) -> Figure:                 # the n most confident mistakes, most confident first
+    n: int = 16,  # how many to show at most
+) -> Figure:  # the n most confident mistakes, most confident first
     "The most confident mistakes, or a sentence when there are none; ValueError when the counts differ."
-    images, labels, predicted, confidence = _uint8_images(images), np.asarray(labels), np.asarray(predicted), np.asarray(confidence)
+    images, labels, predicted, confidence = (
+        _uint8_images(images),
+        np.asarray(labels),
+        np.asarray(predicted),
+        np.asarray(confidence),
+    )
     if not len(images) == len(labels) == len(predicted) == len(confidence):
-        raise ValueError(f"expected as many labels, predictions and confidences as images, got {len(labels)}, {len(predicted)}, {len(confidence)} and {len(images)}")
+        raise ValueError(
+            f"expected as many labels, predictions and confidences as images, got {len(labels)}, {len(predicted)}, "
+            f"{len(confidence)} and {len(images)}"
+        )
     wrong = np.flatnonzero((labels >= 0) & (predicted != labels))
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:n]
     if not len(worst):
         return _figure(0.7, f"No mistakes among {(labels >= 0).sum()} test images")
     columns = min(8, max(4, len(worst)))
-    fig, ax, pitch = _tile_axes(-(-len(worst) // columns), columns,
-                                f"The {len(worst)} most confident of {len(wrong)} mistakes among {(labels >= 0).sum()} test images",
-                                "Below each image: its class; after the cross, what it was taken for, and how confidently.", lines=3.4)
+    fig, ax, pitch = _tile_axes(
+        -(-len(worst) // columns),
+        columns,
+        f"The {len(worst)} most confident of {len(wrong)} mistakes among {(labels >= 0).sum()} test images",
+        "Below each image: its class; after the cross, what it was taken for, and how confidently.",
+        lines=3.4,
+    )
     for i, k in enumerate(worst):
         x, y = i % columns * 1.08, i // columns * pitch
         _tile(ax, images[k], x, y, f"{_short(classes[labels[k]])}")
-        ax.text(x + 0.5, y + 1.05, f"\n✗ {_short(classes[predicted[k]])}\n{confidence[k]:.0%}", ha="center", va="top", fontsize=9, color=RED, linespacing=1.15)
+        ax.text(
+            x + 0.5,
+            y + 1.05,
+            f"\n✗ {_short(classes[predicted[k]])}\n{confidence[k]:.0%}",
+            ha="center",
+            va="top",
+            fontsize=9,
+            color=RED,
+            linespacing=1.15,
+        )
     return fig
 
 # %% ../nbs/12_report.ipynb #1b093de7
@@ -603,7 +856,9 @@ def _checked(confidence, correct):
     "Both as arrays of one length, confidence within 0..1; ValueError otherwise."
     confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
     if confidence.shape != correct.shape or not len(confidence):
-        raise ValueError(f"expected as many answers as confidences and at least 1, got {len(correct)} and {len(confidence)}")
+        raise ValueError(
+            f"expected as many answers as confidences and at least 1, got {len(correct)} and {len(confidence)}"
+        )
     if not (confidence.min() >= 0 and confidence.max() <= 1.00001):
         raise ValueError(f"expected confidence from 0 to 1, got {confidence.min():.3g} to {confidence.max():.3g}")
     return confidence, correct
@@ -612,18 +867,34 @@ def _checked(confidence, correct):
 @rc_context(STYLE)
 def confidence_histogram(
     confidence: np.ndarray,  # (N,) probability of the predicted class, 0..1
-    correct: np.ndarray,     # (N,) True where the prediction is right
-) -> Figure:                 # right predictions upwards, wrong ones downwards
+    correct: np.ndarray,  # (N,) True where the prediction is right
+) -> Figure:  # right predictions upwards, wrong ones downwards
     "Mirrored histogram of confidence, right above wrong; ValueError when the counts differ."
     confidence, correct = _checked(confidence, correct)
     edges = np.linspace(0, 1, 21)
-    medians = [f"{np.median(confidence[side]):.0%} when {name}" for side, name in ((correct, "right"), (~correct, "wrong")) if side.any()]
-    fig = _figure(3.5, f"Median confidence: {', '.join(medians)}", "Each half in percent of its own images: few mistakes stay visible beside many right answers.")
+    medians = [
+        f"{np.median(confidence[side]):.0%} when {name}"
+        for side, name in ((correct, "right"), (~correct, "wrong"))
+        if side.any()
+    ]
+    fig = _figure(
+        3.5,
+        f"Median confidence: {', '.join(medians)}",
+        "Each half in percent of its own images: few mistakes stay visible beside many right answers.",
+    )
     ax = fig.add_subplot()
     for side, sign, colour, name in ((correct, 1, BLUE, "right"), (~correct, -1, RED, "wrong")):
         shares = np.histogram(confidence[side], edges)[0] / max(1, side.sum())
         ax.bar(edges[:-1] + 0.025, sign * shares, width=0.046, color=colour)
-        ax.text(0.005, sign * 0.06, f"{side.sum()} {name}", color=colour, va="bottom" if sign > 0 else "top", fontweight="bold", fontsize=11)
+        ax.text(
+            0.005,
+            sign * 0.06,
+            f"{side.sum()} {name}",
+            color=colour,
+            va="bottom" if sign > 0 else "top",
+            fontweight="bold",
+            fontsize=11,
+        )
     ax.axhline(0, color=INK, linewidth=0.8)
     limit = max(0.25, np.abs([patch.get_height() for patch in ax.patches]).max() * 1.06)
     ax.set(xlim=(0, 1), ylim=(-limit, limit), xlabel="confidence of the prediction")
@@ -634,7 +905,7 @@ def confidence_histogram(
 # %% ../nbs/12_report.ipynb #259f0fc6
 def _bins(confidence, correct, bins):
     "Count, mean confidence and accuracy of each non-empty confidence bin."
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)           # bins are open to the left
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are open to the left
     table = pd.DataFrame(dict(bin=index, confidence=confidence, accuracy=correct.astype(float))).groupby("bin")
     return table.size().to_numpy(), table.confidence.mean().to_numpy(), table.accuracy.mean().to_numpy()
 
@@ -642,22 +913,28 @@ def _bins(confidence, correct, bins):
 @rc_context(STYLE)
 def reliability(
     confidence: np.ndarray,  # (N,) probability of the predicted class, 0..1
-    correct: np.ndarray,     # (N,) True where the prediction is right
-    bins: int = 15,          # equal divisions of 0..1
-) -> Figure:                 # accuracy against confidence, a dot per bin
+    correct: np.ndarray,  # (N,) True where the prediction is right
+    bins: int = 15,  # equal divisions of 0..1
+) -> Figure:  # accuracy against confidence, a dot per bin
     "Accuracy against confidence with the calibration error (Naeini et al., 2015); ValueError when the counts differ."
     confidence, correct = _checked(confidence, correct)
     count, promised, kept = _bins(confidence, correct, bins)
     error = float((count / count.sum() * np.abs(kept - promised)).sum())
     excess = confidence.mean() - correct.mean()
     lean = "promises too much" if excess > 0.01 else "promises too little" if excess < -0.01 else "is right on average"
-    fig = _figure(4.7, f"Calibration error {error:.1%}: the confidence {lean}",
-                  f"Area of a dot: how many of the {len(confidence)} images. Red: promised more than kept. Blue: kept more.", width=5.2)
+    fig = _figure(
+        4.7,
+        f"Calibration error {error:.1%}: the confidence {lean}",
+        f"Area of a dot: how many of the {len(confidence)} images. Red: promised more than kept. Blue: kept more.",
+        width=5.2,
+    )
     ax = fig.add_subplot()
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     colours = np.where(promised > kept, RED, BLUE)
     ax.vlines(promised, promised, kept, colors=colours, linewidth=2)
-    ax.scatter(promised, kept, s=20 + 500 * count / count.sum(), color=colours, edgecolor="white", zorder=3, clip_on=False)
+    ax.scatter(
+        promised, kept, s=20 + 500 * count / count.sum(), color=colours, edgecolor="white", zorder=3, clip_on=False
+    )
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal", xlabel="confidence", ylabel="share that is right")
     ticks = np.linspace(0, 1, 6)
     ax.set_xticks(ticks, [f"{t:.0%}" for t in ticks])
@@ -665,23 +942,41 @@ def reliability(
     return fig
 
 # %% ../nbs/12_report.ipynb #97f45ed0
-HOW_FREQUENT = {"estimated": "Estimated from all images. Whiskers: standard deviation of the estimate.", "labels": "As among the labels.", "uniform": "Taken to be even, as asked."}
+HOW_FREQUENT = {
+    "estimated": "Estimated from all images. Whiskers: standard deviation of the estimate.",
+    "labels": "As among the labels.",
+    "uniform": "Taken to be even, as asked.",
+}
+
 
 @rc_context(STYLE)
 def class_frequencies(
-    found: dict,         # of result.json's data: how, prior, deviation, kept
+    found: dict,  # of result.json's data: how, prior, deviation, kept
     classes: list[str],  # K names
-    most: int = 40,      # classes shown
-) -> Figure:             # a bar for each class, the most frequent first
-    "How frequent each class is taken to be among all images, and how sure that is; ValueError where a run took them as they came."
-    if found is None or found["prior"] is None: raise ValueError(f"expected frequencies of {len(classes)} classes, got none")
+    most: int = 40,  # classes shown
+) -> Figure:  # a bar for each class, the most frequent first
+    """How frequent each class is taken to be among all images, and how sure that is; ValueError where a run took them
+    as they came."""
+    if found is None or found["prior"] is None:
+        raise ValueError(f"expected frequencies of {len(classes)} classes, got none")
     share, order = np.array(found["prior"]), np.argsort(found["prior"])[::-1][:most]
     error = None if found["deviation"] is None else np.array(found["deviation"])[order]
     first, last = order[0], order[-1]
-    fig = _figure(1.25 + 0.3 * len(order), f"{classes[first]} {share[first]:.0%}, {classes[last]} {share[last]:.0%}: how frequent the classes are",
-                  f"{HOW_FREQUENT.get(found['how'], 'As given.')} Dotted: all alike.{f' The {most} most frequent of {len(classes)}.' if len(classes) > most else ''}")
+    fig = _figure(
+        1.25 + 0.3 * len(order),
+        f"{classes[first]} {share[first]:.0%}, {classes[last]} {share[last]:.0%}: how frequent the classes are",
+        f"{HOW_FREQUENT.get(found['how'], 'As given.')} Dotted: all "
+        f"alike.{f' The {most} most frequent of {len(classes)}.' if len(classes) > most else ''}",
+    )
     ax = fig.add_subplot()
-    ax.barh(range(len(order)), share[order], height=0.72, color=BLUE, xerr=error, error_kw=dict(ecolor=INK, capsize=3, elinewidth=1.4))
+    ax.barh(
+        range(len(order)),
+        share[order],
+        height=0.72,
+        color=BLUE,
+        xerr=error,
+        error_kw=dict(ecolor=INK, capsize=3, elinewidth=1.4),
+    )
     ax.axvline(1 / len(classes), color=INK, linestyle=":", linewidth=1.3)
     ax.set_yticks(range(len(order)), [_short(classes[i], 24) for i in order])
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -701,24 +996,39 @@ def _figure_plan(run):
     return {
         "learning_curves": ((), False, lambda: learning_curves(run.metrics)),
         "accuracy_bars": ((), True, lambda: accuracy_bars(run.result)),
-        "confusion": ((), True, lambda: confusion(known.label, known.predicted, run.classes, class_order(sum(take(*pair)) / 2) if set(pair) <= set(e) else None)),
+        "confusion": (
+            (),
+            True,
+            lambda: confusion(
+                known.label,
+                known.predicted,
+                run.classes,
+                class_order(sum(take(*pair)) / 2) if set(pair) <= set(e) else None,
+            ),
+        ),
         "class_correlation_pair": (pair, False, lambda: class_correlation_pair(*take(*pair), run.classes)),
         "representation_map": (place, False, lambda: representation_map(*take(*place), run.classes)),
         "neighbour_grid": (near, False, lambda: neighbour_grid(*take(*near), run.classes)),
         "mistakes": (seen, True, lambda: mistakes(*take(*seen[:3]), e["probabilities"].max(1), run.classes)),
         "confidence_histogram": ((), True, lambda: confidence_histogram(known.confidence, right)),
         "reliability": ((), True, lambda: reliability(known.confidence, right)),
-    } | ({"class_frequencies": ((), False, lambda: class_frequencies(found, run.classes))} if (found := run.result["data"].get("frequencies")) and found["prior"] else {})
+    } | (
+        {"class_frequencies": ((), False, lambda: class_frequencies(found, run.classes))}
+        if (found := run.result["data"].get("frequencies")) and found["prior"]
+        else {}
+    )
 
 
 def run_figures(
-    run_dir: str | Path,   # a run directory, see `read_run`
-) -> dict[str, Figure]:    # name -> figure, in reading order
+    run_dir: str | Path,  # a run directory, see `read_run`
+) -> dict[str, Figure]:  # name -> figure, in reading order
     "Every figure that the run's files allow; a warning names the others."
     run, figures, left_out = read_run(run_dir), {}, []
     tested = bool(run.result["metrics"]) and bool((run.predictions.label >= 0).any())
     for name, (needs, needs_test, draw) in _figure_plan(run).items():
-        missing = [key for key in needs if key not in run.evaluation] + ["labelled test images"] * (needs_test and not tested)
+        missing = [key for key in needs if key not in run.evaluation] + ["labelled test images"] * (
+            needs_test and not tested
+        )
         if missing:
             left_out.append(f"{name} (no {missing[0]})")
         else:
@@ -730,9 +1040,9 @@ def run_figures(
 
 def save_figures(
     figures: dict[str, Figure],  # name -> figure
-    folder: str | Path,          # where to write; made when it does not exist
-    dpi: int = 160,              # dots per inch; 160 is sharp on a high-resolution screen
-) -> list[Path]:                 # the PNG files, in the order of `figures`
+    folder: str | Path,  # where to write; made when it does not exist
+    dpi: int = 160,  # dots per inch; 160 is sharp on a high-resolution screen
+) -> list[Path]:  # the PNG files, in the order of `figures`
     "Write each figure as folder/name.png."
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder) / f"{name}.png" for name in figures]
@@ -747,7 +1057,10 @@ def _flat(values, prefix=""):
     for key, value in values.items():
         if key.endswith("_interval"):
             low, high = value if value is not None else (None, None)
-            row |= {f"{prefix}{key.removesuffix('_interval')}_low": low, f"{prefix}{key.removesuffix('_interval')}_high": high}
+            row |= {
+                f"{prefix}{key.removesuffix('_interval')}_low": low,
+                f"{prefix}{key.removesuffix('_interval')}_high": high,
+            }
         else:
             row[prefix + key] = value
     return row
@@ -757,23 +1070,32 @@ def _portable(value):
     "A text without this machine's folders: each absolute or relative path in a comma-joined list keeps its last part."
     if not isinstance(value, str):
         return value
-    return ",".join(PurePath(part).name if part.strip().startswith(("/", "~", ".")) else part for part in value.split(","))
+    return ",".join(
+        PurePath(part).name if part.strip().startswith(("/", "~", ".")) else part for part in value.split(",")
+    )
 
 
 def result_row(
     result: dict,  # the contents of result.json
-) -> dict:         # column -> text, number, bool or None
+) -> dict:  # column -> text, number, bool or None
     "A run's result as one flat row; ValueError when two parts of it claim one column."
     data = result["data"]
-    parts = [{key: _portable(value) for key, value in result["config"].items() if key != "run_dir"},
-             {key: data.get(key) for key in ("train_images", "test_images", "labelled", "label_split_sha256")} | {"n_classes": len(data["classes"])},
-             _flat(result["metrics"] or {}), *(_flat(metrics, f"{name}_") for name, metrics in (result.get("baselines") or {}).items()),
-             {f"used_{key}" if key in result["config"] else key: value for key, value in result["cost"].items()},
-             _flat(result.get("versions") or {}, "version_"), {"commit": result.get("commit")}]
+    parts = [
+        {key: _portable(value) for key, value in result["config"].items() if key != "run_dir"},
+        {key: data.get(key) for key in ("train_images", "test_images", "labelled", "label_split_sha256")}
+        | {"n_classes": len(data["classes"])},
+        _flat(result["metrics"] or {}),
+        *(_flat(metrics, f"{name}_") for name, metrics in (result.get("baselines") or {}).items()),
+        {f"used_{key}" if key in result["config"] else key: value for key, value in result["cost"].items()},
+        _flat(result.get("versions") or {}, "version_"),
+        {"commit": result.get("commit")},
+    ]
     row = {}
     for part in parts:
         if taken := sorted(row.keys() & part.keys()):
-            raise ValueError(f"expected a column per name, got {taken[0]!r} twice: {row[taken[0]]!r} and {part[taken[0]]!r}")
+            raise ValueError(
+                f"expected a column per name, got {taken[0]!r} twice: {row[taken[0]]!r} and {part[taken[0]]!r}"
+            )
         row |= part
     return row
 
@@ -788,8 +1110,8 @@ def _plain(value, key):
 
 def rows_to_json(
     rows: list[dict] | pd.DataFrame,  # flat rows, as `result_row` makes them
-    path: str | Path,                 # file to write
-) -> Path:                            # the same path
+    path: str | Path,  # file to write
+) -> Path:  # the same path
     "Write flat rows as a JSON list, one row per line; ValueError for a nested value."
     records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
     lines = [json.dumps({key: _plain(value, key) for key, value in row.items()}, ensure_ascii=False) for row in records]
@@ -799,12 +1121,14 @@ def rows_to_json(
 
 def read_rows(
     path: str | Path,  # a JSON list of flat rows
-    home: str = "",    # URL of a folder with a file of that name, read where there is no file at `path`
-) -> list[dict]:       # the rows
+    home: str = "",  # URL of a folder with a file of that name, read where there is no file at `path`
+) -> list[dict]:  # the rows
     "Read what `rows_to_json` wrote; ValueError when it is something else."
     if home and not Path(path).exists():
-        with urlopen(f"{home}/{Path(path).name}", timeout=30) as answer: rows = json.load(answer)
-    else: rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        with urlopen(f"{home}/{Path(path).name}", timeout=30) as answer:
+            rows = json.load(answer)
+    else:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"expected a list of rows in {path}, got {type(rows).__name__}")
     for row in rows:
@@ -817,28 +1141,40 @@ def merge_rows(
     rows: list[dict],  # flat rows with arm, labels_per_class and seed
     path: str | Path,  # a file of such rows, or nothing yet
     alike: Sequence[str] = ("epochs", "budget"),  # columns with one value in all rows of an arm and count
-) -> list[dict]:       # all rows, written to the file too
-    "Put rows among those of a file: each takes the place of the one with its arm, labels per class and seed; ValueError where columns that should be alike are not."
-    by, kept = lambda row: tuple(row.get(k) for k in ("arm", "labels_per_class", "seed")), read_rows(path) if Path(path).exists() else []
+) -> list[dict]:  # all rows, written to the file too
+    """Put rows among those of a file: each takes the place of the one with its arm, labels per class and seed;
+    ValueError where columns that should be alike are not."""
+    by, kept = (
+        lambda row: tuple(row.get(k) for k in ("arm", "labels_per_class", "seed")),
+        read_rows(path) if Path(path).exists() else [],
+    )
     merged = list(({by(row): row for row in kept} | {by(row): row for row in rows}).values())
     first = {}
     for row in merged:
         one = first.setdefault(by(row)[:2], row)
         for k in alike:
-            if row.get(k) != one.get(k): raise ValueError(f"expected one {k} for {row['arm']!r} at {row['labels_per_class']} labels per class in {path}, got {one.get(k)!r} and {row.get(k)!r}")
+            if row.get(k) != one.get(k):
+                raise ValueError(
+                    f"expected one {k} for {row['arm']!r} at {row['labels_per_class']} labels per class in {path}, "
+                    f"got {one.get(k)!r} and {row.get(k)!r}"
+                )
     rows_to_json(merged, path)
     return merged
 
 # %% ../nbs/12_report.ipynb #e1c00005
 def results_table(
-    sources: str | Path | Sequence[str | Path],  # result.json, run directory, folder of runs, file of rows, or a list of these
-) -> pd.DataFrame:                               # one row per run
+    # result.json, run directory, folder of runs, file of rows, or a list of these
+    sources: str | Path | Sequence[str | Path],
+) -> pd.DataFrame:  # one row per run
     "Rows of all the runs found; FileNotFoundError when a source holds none."
     rows = []
     for source in [sources] if isinstance(sources, (str, Path)) else sources:
         files = sorted(Path(source).rglob("result.json")) if Path(source).is_dir() else [Path(source)]
         if not files or not files[0].is_file():
-            raise FileNotFoundError(f"expected a result.json or a file of rows at {source}, got {'a folder without one' if Path(source).is_dir() else 'nothing'}")
+            raise FileNotFoundError(
+                f"expected a result.json or a file of rows at {source}, got "
+                f"{'a folder without one' if Path(source).is_dir() else 'nothing'}"
+            )
         for file in files:
             content = json.loads(file.read_text(encoding="utf-8"))
             rows += read_rows(file) if isinstance(content, list) else [result_row(content)]
@@ -852,7 +1188,10 @@ def _one_run_per_seed(table, by):
     if twice.any():
         first = table[twice].iloc[0]
         group = ", ".join(f"{name}={first[name]}" for name in by)
-        raise ValueError(f"expected one run per seed in each group, got seed {first['seed']} twice for {group}: name the column that tells them apart in `by`")
+        raise ValueError(
+            f"expected one run per seed in each group, got seed {first['seed']} twice for {group}: name the column "
+            f"that tells them apart in `by`"
+        )
 
 
 def _one_source(table):
@@ -867,24 +1206,32 @@ def _lines(table, by, metric, method):
     "Name -> (rows, column) of each line: one per value of `by`, or the method and its baselines."
     if by:
         return {f"{by} {value}": (rows, metric) for value, rows in table.groupby(by, sort=False)}
-    return {method: (table, metric)} | {name: (table, f"{key}_{metric}") for key, name in BASELINES.items() if f"{key}_{metric}" in table}
+    return {method: (table, metric)} | {
+        name: (table, f"{key}_{metric}") for key, name in BASELINES.items() if f"{key}_{metric}" in table
+    }
 
 
 @rc_context(STYLE)
 def accuracy_against_labels(
-    table: pd.DataFrame,            # rows of one data source, see `results_table`
-    by: str = "",                   # column that makes the lines; "" = the method and its baselines
+    table: pd.DataFrame,  # rows of one data source, see `results_table`
+    by: str = "",  # column that makes the lines; "" = the method and its baselines
     metric: str = "test_accuracy",  # column drawn upwards
-    method: str = METHOD,           # name of the method's own line
-) -> Figure:                        # accuracy over labels per class, logarithmic
-    "Accuracy against labels per class: a dot per seed, the mean as a line, one standard deviation as a band; ValueError for a mixed table."
+    method: str = METHOD,  # name of the method's own line
+) -> Figure:  # accuracy over labels per class, logarithmic
+    """Accuracy against labels per class: a dot per seed, the mean as a line, one standard deviation as a band;
+    ValueError for a mixed table."""
     _columns(table, ("labelled", "n_classes", "seed", metric, *([by] if by else [])), "the table")
     source = _one_source(table)
-    table = table.assign(labels=table.labelled / table.n_classes)         # also right where labels_per_class=0 stands for all of them
+    # also right where labels_per_class=0 stands for all of them
+    table = table.assign(labels=table.labelled / table.n_classes)
     _one_run_per_seed(table, ["labels", *([by] if by else [])])
     n = table.groupby(["labels", *([by] if by else [])]).size()
     seeds = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
-    fig = _figure(4.4, f"What each further label buys on {source}", f"Dots: single seeds, {seeds} per point. Line: mean. Band: one standard deviation.")
+    fig = _figure(
+        4.4,
+        f"What each further label buys on {source}",
+        f"Dots: single seeds, {seeds} per point. Line: mean. Band: one standard deviation.",
+    )
     ax = fig.add_subplot()
     for i, (name, (rows, column)) in enumerate(_lines(table, by, metric, method).items()):
         colour = (BLUE, *PALETTE[1:3], *PALETTE[4:])[i % 9] if by else (BLUE, "#7c8695", "#d08a1d")[i]
@@ -904,135 +1251,200 @@ def accuracy_against_labels(
     return fig
 
 # %% ../nbs/12_report.ipynb #f45dd99d
-SUMMARY = {"labels_only_test_accuracy": BASELINES["labels_only"], "ssl_then_probe_test_accuracy": BASELINES["ssl_then_probe"],
-           "training_seconds": "training s"}
+SUMMARY = {
+    "labels_only_test_accuracy": BASELINES["labels_only"],
+    "ssl_then_probe_test_accuracy": BASELINES["ssl_then_probe"],
+    "training_seconds": "training s",
+}
 
 
 def _cell(values, column):
-    "Mean ± standard deviation of a group's column as text; accuracies and the calibration error in percent, — for no value."
+    """Mean ± standard deviation of a group's column as text; accuracies and the calibration error in percent, — for no
+    value."""
     values = values.dropna().astype(float)
     if not len(values):
         return "—"
-    scale, digits = (100, 1) if "accuracy" in column or column == "calibration_error" else (1, 0 if values.mean() >= 10 else 2)
+    scale, digits = (
+        (100, 1) if "accuracy" in column or column == "calibration_error" else (1, 0 if values.mean() >= 10 else 2)
+    )
     spread = f" ± {scale * values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{scale * values.mean():.{digits}f}{spread}"
 
 
 def _provenance(table):
     "One line: device, precision, commit and torch's version of the rows, where they are known."
-    said = [f"{name} {', '.join(sorted(map(str, table[column].dropna().unique())))}" for name, column in
-            (("device", "device"), ("precision", "used_precision"), ("commit", "commit"), ("torch", "version_torch")) if column in table and table[column].notna().any()]
+    said = [
+        f"{name} {', '.join(sorted(map(str, table[column].dropna().unique())))}"
+        for name, column in (
+            ("device", "device"),
+            ("precision", "used_precision"),
+            ("commit", "commit"),
+            ("torch", "version_torch"),
+        )
+        if column in table and table[column].notna().any()
+    ]
     return "Mean ± standard deviation over n seeds; accuracies in percent; " + "; ".join(said) + "."
 
 
 def summary_table(
-    table: pd.DataFrame,                                # rows, see `results_table`
+    table: pd.DataFrame,  # rows, see `results_table`
     by: str | Sequence[str] = ("data", "labels_per_class"),  # columns that make the groups
     columns: Sequence[str] = ("test_accuracy", *SUMMARY),  # columns to average; those the table lacks are left out
-    method: str = METHOD,                               # head of the column test_accuracy
-) -> str:                                               # a markdown table and a line on where it comes from
+    method: str = METHOD,  # head of the column test_accuracy
+) -> str:  # a markdown table and a line on where it comes from
     "Markdown table of mean ± standard deviation over seeds; ValueError when a group holds a seed twice."
     by = [by] if isinstance(by, str) else list(by)
     columns, heads = [column for column in columns if column in table], SUMMARY | {"test_accuracy": method}
     _one_run_per_seed(table, by)
-    lines = ["| " + " | ".join([*(name.replace("_", " ") for name in by), "n", *(heads.get(c, c.replace("_", " ")) for c in columns)]) + " |",
-             "|" + " --- |" * len(by) + " ---: |" * (1 + len(columns))]
+    lines = [
+        "| "
+        + " | ".join(
+            [*(name.replace("_", " ") for name in by), "n", *(heads.get(c, c.replace("_", " ")) for c in columns)]
+        )
+        + " |",
+        "|" + " --- |" * len(by) + " ---: |" * (1 + len(columns)),
+    ]
     for key, rows in table.groupby(by, sort=False, dropna=False):
         lines.append("| " + " | ".join([*map(str, key), str(len(rows)), *(_cell(rows[c], c) for c in columns)]) + " |")
     return "\n".join([*lines, "", _provenance(table)])
 
 # %% ../nbs/12_report.ipynb #a4f711d0
 def ratio_table(
-    rows: Sequence[Mapping],       # each with measure, against, ratio, ratio_min, ratio_max, n, device, commit
-    measures: Mapping[str, str],   # measure -> its words, in the order of the lines
-) -> str:                          # a markdown table and a line on where it comes from
+    rows: Sequence[Mapping],  # each with measure, against, ratio, ratio_min, ratio_max, n, device, commit
+    measures: Mapping[str, str],  # measure -> its words, in the order of the lines
+) -> str:  # a markdown table and a line on where it comes from
     "Markdown table of ratios; ValueError for a measure that has no row."
     missing = [m for m in measures if m not in {r["measure"] for r in rows}]
-    if missing: raise ValueError(f"expected rows of every measure, got none of {', '.join(missing)}")
+    if missing:
+        raise ValueError(f"expected rows of every measure, got none of {', '.join(missing)}")
     kept = [r for r in rows if r["measure"] in measures]
     others = list(dict.fromkeys(r["against"] for r in kept))
-    cell = {(r["measure"], r["against"]): f"{r['ratio']:.3g} ({r['ratio_min']:.3g} to {r['ratio_max']:.3g})" for r in kept}
+    cell = {
+        (r["measure"], r["against"]): f"{r['ratio']:.3g} ({r['ratio_min']:.3g} to {r['ratio_max']:.3g})" for r in kept
+    }
     lines = ["| | " + " | ".join(others) + " |", "| --- |" + " ---: |" * len(others)]
-    lines += [f"| {words} | " + " | ".join(cell.get((m, other), "") for other in others) + " |" for m, words in measures.items()]
+    lines += [
+        f"| {words} | " + " | ".join(cell.get((m, other), "") for other in others) + " |"
+        for m, words in measures.items()
+    ]
     told = lambda key: ", ".join(sorted({str(r[key]) for r in kept}))
-    return "\n".join([*lines, "", f"Median ratio (smallest to largest) of {told('n')} turns; device {told('device_name')}; commit {told('commit')}; torch {told('torch')}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Median ratio (smallest to largest) of {told('n')} turns; device {told('device_name')}; commit "
+            f"{told('commit')}; torch {told('torch')}.",
+        ]
+    )
 
 # %% ../nbs/12_report.ipynb #e1a00002
 @dataclass(frozen=True)
 class Batch:
     "The finished runs of a directory; made by `read_batch`."
-    root: Path             # the directory
-    dirs: list[Path]       # of the runs
-    table: pd.DataFrame    # one row per run, see `result_row`
-    swept: list[str]       # settings that take several values
+
+    root: Path  # the directory
+    dirs: list[Path]  # of the runs
+    table: pd.DataFrame  # one row per run, see `result_row`
+    swept: list[str]  # settings that take several values
 
     @property
     def groups(self) -> dict[str, list[int]]:  # "lr 0.002, objective vicreg" -> rows
         "The rows of each combination of settings."
-        if not self.swept: return {"all runs": list(range(len(self.table)))}
+        if not self.swept:
+            return {"all runs": list(range(len(self.table)))}
         found = self.table.groupby(self.swept, sort=False, dropna=False)
-        return {", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(self.swept, key)): list(rows.index) for key, rows in found}
+        return {
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(self.swept, key)): list(rows.index)
+            for key, rows in found
+        }
+
 
 def read_batch(
     root: str | Path,  # where the run directories lie
-) -> Batch:            # every run with a result.json
+) -> Batch:  # every run with a result.json
     "The finished runs of a directory; FileNotFoundError without one."
     dirs = sorted(path.parent for path in Path(root).rglob("result.json"))
-    if not dirs: raise FileNotFoundError(f"expected a finished run in {root}, got none")
+    if not dirs:
+        raise FileNotFoundError(f"expected a finished run in {root}, got none")
     results = [json.loads((d / "result.json").read_text(encoding="utf-8")) for d in dirs]
     table = pd.DataFrame([result_row(r) for r in results])
-    names = [k for k in results[0]["config"] if k not in ("seed", "run_dir", "wandb_project") and table[k].nunique(dropna=False) > 1]
+    names = [
+        k
+        for k in results[0]["config"]
+        if k not in ("seed", "run_dir", "wandb_project") and table[k].nunique(dropna=False) > 1
+    ]
     return Batch(Path(root), dirs, table, names)
+
 
 def typical_run(
     batch: Batch,  # with or without test accuracies
-) -> Path:         # a run directory
+) -> Path:  # a run directory
     "The run with the median test accuracy: the best one would flatter; the first one where nothing was measured."
-    accuracy = batch.table["test_accuracy"].dropna().sort_values(kind="stable") if "test_accuracy" in batch.table else pd.Series(dtype=float)
+    accuracy = (
+        batch.table["test_accuracy"].dropna().sort_values(kind="stable")
+        if "test_accuracy" in batch.table
+        else pd.Series(dtype=float)
+    )
     return batch.dirs[accuracy.index[(len(accuracy) - 1) // 2] if len(accuracy) else 0]
 
 # %% ../nbs/12_report.ipynb #e1a00005
 @rc_context(STYLE)
 def batch_curves(
-    batch: Batch,    # whose metrics.csv are drawn
-    most: int = 8,   # groups drawn; more cannot be told apart
-) -> Figure:         # four small axes over the steps
+    batch: Batch,  # whose metrics.csv are drawn
+    most: int = 8,  # groups drawn; more cannot be told apart
+) -> Figure:  # four small axes over the steps
     "The parts of the loss of every run over its steps, a colour for each combination of settings."
     groups = dict(list(batch.groups.items())[:most])
     left = len(batch.groups) - len(groups)
-    fig = _figure(5.2, f"Learning curves of {sum(map(len, groups.values()))} runs" + (f", {left} further settings not drawn" if left else "") + ". Thin: single seeds. Thick: their mean.")
+    fig = _figure(
+        5.2,
+        f"Learning curves of {sum(map(len, groups.values()))} runs"
+        + (f", {left} further settings not drawn" if left else "")
+        + ". Thin: single seeds. Thick: their mean.",
+    )
     axes = fig.subplots(2, 2, sharex=True)
     for i, (name, rows) in enumerate(groups.items()):
         runs = [pd.read_csv(batch.dirs[r] / "metrics.csv") for r in rows]
         colour = (BLUE, *PALETTE[1:3], *PALETTE[4:])[i % 9]
         for ax, key in zip(axes.flat, CURVES):
-            point = "o" if max(map(len, runs)) < 3 else None           # a line needs two
-            for one in runs: ax.plot(one.step, one[key], color=colour, linewidth=0.8, alpha=0.35, marker=point)
+            point = "o" if max(map(len, runs)) < 3 else None  # a line needs two
+            for one in runs:
+                ax.plot(one.step, one[key], color=colour, linewidth=0.8, alpha=0.35, marker=point)
             mean = pd.concat(runs).groupby("step")[key].mean()
             ax.plot(mean.index, mean, color=colour, label=name, marker=point)
     for ax, title in zip(axes.flat, CURVES.values()):
         ax.set_title(title)
         ax.grid(axis="y")
-    if len(groups) > 1: fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
+    if len(groups) > 1:
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8.5)
     return fig
 
 # %% ../nbs/12_report.ipynb #e1a00008
 PICTURES = ("class_correlation_pair", "representation_map", "confusion", "mistakes")
 
+
 def report_blocks(
-    batch: Batch,   # what it is about
-    title: str,     # first line
-) -> list:          # markdown and figures, in reading order
+    batch: Batch,  # what it is about
+    title: str,  # first line
+) -> list:  # markdown and figures, in reading order
     "A report of a batch as text, tables and figures."
     table, by = batch.table, batch.swept or ["data", "labels_per_class"]
     told = ", ".join(name.replace("_", " ") for name in batch.swept)
-    said = f"{len(table)} runs on {', '.join(sorted(map(str, table['data'].unique())))}, {table['seed'].nunique()} seeds" + (f"; varied: {told}." if told else ".")
+    said = (
+        f"{len(table)} runs on {', '.join(sorted(map(str, table['data'].unique())))}, {table['seed'].nunique()} seeds"
+        + (f"; varied: {told}." if told else ".")
+    )
     blocks = [f"# {title}", said, summary_table(table, by=by)]
-    if batch.swept == ["labels_per_class"] and table["test_accuracy"].notna().all(): blocks.append(accuracy_against_labels(table))
+    if batch.swept == ["labels_per_class"] and table["test_accuracy"].notna().all():
+        blocks.append(accuracy_against_labels(table))
     blocks += ["## How they learnt", batch_curves(batch)]
     run = typical_run(batch)
     figures = run_figures(run)
-    return blocks + ["## One of them, from close by", f"The run with the median test accuracy: {run.name}."] + [figures[name] for name in PICTURES if name in figures]
+    return (
+        blocks
+        + ["## One of them, from close by", f"The run with the median test accuracy: {run.name}."]
+        + [figures[name] for name in PICTURES if name in figures]
+    )
 
 # %% ../nbs/12_report.ipynb #e1a0000b
 REPORT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
@@ -1044,89 +1456,136 @@ div {{overflow-x: auto}} table {{border-collapse: collapse; font-size: 14px}} th
 </html>
 """
 
+
 def _html(block):
     "A block as HTML: a figure, a heading, a markdown table with the lines below it, or a paragraph."
     if isinstance(block, Figure):
         data, meta = _shown(block)
-        return f'<img src="data:image/png;base64,{data["image/png"]}" alt="{html.escape(meta["image/png"]["alt"], quote=True)}">'
-    if (level := len(block) - len(block.lstrip("#"))): return f"<h{level}>{html.escape(block[level:].strip())}</h{level}>"
+        return (
+            f'<img src="data:image/png;base64,{data["image/png"]}" '
+            f'alt="{html.escape(meta["image/png"]["alt"], quote=True)}">'
+        )
+    if level := len(block) - len(block.lstrip("#")):
+        return f"<h{level}>{html.escape(block[level:].strip())}</h{level}>"
     lines = block.split("\n")
-    rows = [[html.escape(cell.strip()) for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
+    rows = [
+        [html.escape(cell.strip()) for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")
+    ]
     cells = lambda row, tag: "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>"
-    table = "<div><table>" + cells(rows[0], "th") + "".join(cells(row, "td") for row in rows[2:]) + "</table></div>" if rows else ""   # rows[1] is the rule
+    # rows[1] is the rule
+    table = (
+        "<div><table>" + cells(rows[0], "th") + "".join(cells(row, "td") for row in rows[2:]) + "</table></div>"
+        if rows
+        else ""
+    )
     return table + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line and not line.startswith("|"))
 
+
 def html_report(
-    blocks: list,      # of `report_blocks`
+    blocks: list,  # of `report_blocks`
     path: str | Path,  # of the page
-) -> Path:             # the same path
+) -> Path:  # the same path
     "Write a report as one file that opens without a network."
     title = next((b.lstrip("# ") for b in blocks if isinstance(b, str) and b.startswith("#")), "Report")
-    Path(path).write_text(REPORT_PAGE.format(title=html.escape(title), body="\n".join(map(_html, blocks))), encoding="utf-8")
+    Path(path).write_text(
+        REPORT_PAGE.format(title=html.escape(title), body="\n".join(map(_html, blocks))), encoding="utf-8"
+    )
     return Path(path)
 
 # %% ../nbs/12_report.ipynb #e1a0000e
 def wandb_report(
-    blocks: list,   # of `report_blocks`
-    project: str,   # W&B project
-    entity: str,    # user or team
-    group: str,     # of the runs: the name of the batch's directory
+    blocks: list,  # of `report_blocks`
+    project: str,  # W&B project
+    entity: str,  # user or team
+    group: str,  # of the runs: the name of the batch's directory
 ) -> "wandb_workspaces.reports.v2.Report":  # not yet published
     "The report for W&B: its text and tables, and panels over the runs of the batch."
     import wandb_workspaces.reports.v2 as wr
+
     runs = wr.Runset(entity=entity, project=project, name=group, filters=f"Group = '{group}'")
     curves = [wr.LinePlot(title=title, x="trainer/global_step", y=[key]) for key, title in CURVES.items()]
-    pictures = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[f"figures/{key}"], num_columns=2) for key in PICTURES]
+    pictures = [
+        wr.MediaBrowser(title=key.replace("_", " "), media_keys=[f"figures/{key}"], num_columns=2) for key in PICTURES
+    ]
     bars = wr.BarPlot(title="test accuracy", metrics=[wr.SummaryMetric("metrics.test_accuracy")])
     texts = [b for b in blocks if isinstance(b, str)]
     title = texts[0].lstrip("# ")
-    return wr.Report(project=project, entity=entity, title=title, blocks=[*(wr.MarkdownBlock(text=t) for t in texts[1:3]), wr.PanelGrid(runsets=[runs], panels=[bars, *curves, *pictures])])
+    return wr.Report(
+        project=project,
+        entity=entity,
+        title=title,
+        blocks=[
+            *(wr.MarkdownBlock(text=t) for t in texts[1:3]),
+            wr.PanelGrid(runsets=[runs], panels=[bars, *curves, *pictures]),
+        ],
+    )
 
 # %% ../nbs/12_report.ipynb #e1b00005
 def arm_row(
-    arm: str,       # its name
+    arm: str,  # its name
     run_dir: Path,  # of a finished run
-) -> dict:          # see `result_row`
+) -> dict:  # see `result_row`
     "A run as a row that knows its arm, its directory's name, and the same-class correlation before training."
-    row = {"arm": arm, "run": run_dir.name} | result_row(json.loads((run_dir / "result.json").read_text(encoding="utf-8")))
+    row = {"arm": arm, "run": run_dir.name} | result_row(
+        json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    )
     with np.load(run_dir / "evaluation.npz") as arrays:
-        before = np.diagonal(arrays["class_correlation_before"]) if "class_correlation_before" in arrays else np.array([np.nan])
+        before = (
+            np.diagonal(arrays["class_correlation_before"])
+            if "class_correlation_before" in arrays
+            else np.array([np.nan])
+        )
     return row | {"same_class_correlation_before": None if np.isnan(before).all() else float(np.nanmean(before))}
 
 # %% ../nbs/12_report.ipynb #e1b00008
 def t_interval(
     values: Sequence[float],  # one per seed
-    level: float = 0.95,      # share of such intervals that hold the mean
-) -> tuple[float, float]:     # mean, and half the width; NaN for a single value
+    level: float = 0.95,  # share of such intervals that hold the mean
+) -> tuple[float, float]:  # mean, and half the width; NaN for a single value
     "Mean and Student's t interval; ValueError without a value."
     values = np.asarray(values, dtype=float)
-    if not len(values): raise ValueError("expected at least 1 value, got 0")
-    from scipy.stats import t as student                              # a second, likewise
-    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values)**0.5 if len(values) > 1 else float("nan")
+    if not len(values):
+        raise ValueError("expected at least 1 value, got 0")
+    from scipy.stats import t as student  # a second, likewise
+
+    half = (
+        student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+        if len(values) > 1
+        else float("nan")
+    )
     return float(values.mean()), float(half)
 
+
 def paired_gain(
-    table: pd.DataFrame,            # rows with arm, labels_per_class and seed
-    arm: str,                       # whose gain it is
-    other: str,                     # over whom
-    labels_per_class: int,          # the rows that are compared
+    table: pd.DataFrame,  # rows with arm, labels_per_class and seed
+    arm: str,  # whose gain it is
+    other: str,  # over whom
+    labels_per_class: int,  # the rows that are compared
     metric: str = "test_accuracy",  # column
-) -> pd.Series:                     # difference by seed
+) -> pd.Series:  # difference by seed
     "Differences of two arms on the seeds that both have; ValueError without one or for a seed that is there twice."
     _columns(table, ("arm", "labels_per_class", "seed", metric), "the table")
     rows = table[(table["labels_per_class"] == labels_per_class) & table[metric].notna()]
     _one_run_per_seed(rows, ["arm", "labels_per_class"])
     one, two = (rows[rows["arm"] == name].set_index("seed")[metric].astype(float) for name in (arm, other))
     gain = (one - two).dropna()
-    if not len(gain): raise ValueError(f"expected a seed that {arm!r} and {other!r} share at {labels_per_class} labels per class, got {sorted(one.index)} and {sorted(two.index)}")
+    if not len(gain):
+        raise ValueError(
+            f"expected a seed that {arm!r} and {other!r} share at {labels_per_class} labels per class, got "
+            f"{sorted(one.index)} and {sorted(two.index)}"
+        )
     return gain
+
 
 def gain_words(
     gain: Sequence[float],  # differences of accuracies, see `paired_gain`
-) -> str:                   # points are hundredths
+) -> str:  # points are hundredths
     "A mean difference with its interval in words, and whether that leaves zero out."
     mean, half = t_interval(gain)
-    if len(gain) == 1: return f"{100 * mean:+.1f} points, n = 1: one seed tells nothing about the spread"
+    if len(gain) == 1:
+        return f"{100 * mean:+.1f} points, n = 1: one seed tells nothing about the spread"
     said = f"{100 * mean:+.1f} ± {100 * half:.1f} points, n = {len(gain)}"
-    if len(gain) == 2: return f"{said}: too few seeds to judge"         # two can be close by chance, and so is their interval small
+    # two can be close by chance, and so is their interval small
+    if len(gain) == 2:
+        return f"{said}: too few seeds to judge"
     return f"{said}: {'beyond' if abs(mean) > half else 'within'} the spread of the seeds"

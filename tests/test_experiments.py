@@ -1,45 +1,96 @@
 "The notebooks of curves as papermill runs them: from committed rows, and a hundredth of a long command."
+
 import json, os, subprocess, sys
 from pathlib import Path
 import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = ROOT/"nbs"/"experiments"
+EXPERIMENTS = ROOT / "nbs" / "experiments"
+
 
 def outputs(notebook: str, out: Path, **parameters) -> list:
     "What the cells of an executed notebook show."
     words = [w for k, v in parameters.items() for w in ("-p", k, str(v))]
-    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}   # figures are shown in the notebook, whatever the caller draws with
-    done = subprocess.run([sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(EXPERIMENTS/notebook), str(out), *words], cwd=ROOT, env=env,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+    # figures are shown in the notebook, whatever the caller draws with
+    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "-k",
+            "python3",
+            "--no-progress-bar",
+            str(EXPERIMENTS / notebook),
+            str(out),
+            *words,
+        ],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return [o for c in nbformat.read(out, 4).cells if c.cell_type == "code" for o in c.outputs]
 
-def words_of(shown: list) -> str: return "\n".join(o.get("text", "") + o.get("data", {}).get("text/markdown", "") for o in shown)
-def pictures_of(shown: list) -> int: return sum("image/png" in o.get("data", {}) for o in shown)
+
+def words_of(shown: list) -> str:
+    return "\n".join(o.get("text", "") + o.get("data", {}).get("text/markdown", "") for o in shown)
+
+
+def pictures_of(shown: list) -> int:
+    return sum("image/png" in o.get("data", {}) for o in shown)
+
 
 FIGURES = {"label_efficiency.ipynb": 2, "ablation.ipynb": 3}
-COMMITTED = sorted(p.stem for p in (EXPERIMENTS/"results").glob("*.json") if p.stem.endswith(("-label-efficiency", "-ablation")))
+COMMITTED = sorted(
+    p.stem for p in (EXPERIMENTS / "results").glob("*.json") if p.stem.endswith(("-label-efficiency", "-ablation"))
+)
+
 
 @pytest.mark.parametrize("stem", COMMITTED)
 def test_committed_rows_are_drawn(stem, tmp_path):
     "Every file of rows that is there: a table with its mean accuracy, and the figures."
-    before = (EXPERIMENTS/"results"/f"{stem}.json").read_bytes()
+    before = (EXPERIMENTS / "results" / f"{stem}.json").read_bytes()
     kind = next(k for k in ("label-efficiency", "ablation") if stem.endswith(k))
-    shown = outputs(kind.replace("-", "_") + ".ipynb", tmp_path/"out.ipynb", name=stem.removesuffix(f"-{kind}"))
+    shown = outputs(kind.replace("-", "_") + ".ipynb", tmp_path / "out.ipynb", name=stem.removesuffix(f"-{kind}"))
     rows = json.loads(before)
     arm, count = rows[0]["arm"], rows[0]["labels_per_class"]
     mine = [r["test_accuracy"] for r in rows if (r["arm"], r["labels_per_class"]) == (arm, count)]
     trained = count - rows[0]["validation_per_class"]
-    assert f"| {trained} | {arm} | {len(mine)} | {100 * sum(mine) / len(mine):.1f} ±" in words_of(shown) and pictures_of(shown) == FIGURES[kind.replace("-", "_") + ".ipynb"]
-    assert (EXPERIMENTS/"results"/f"{stem}.json").read_bytes() == before
+    assert (
+        f"| {trained} | {arm} | {len(mine)} | {100 * sum(mine) / len(mine):.1f} ±" in words_of(shown)
+        and pictures_of(shown) == FIGURES[kind.replace("-", "_") + ".ipynb"]
+    )
+    assert (EXPERIMENTS / "results" / f"{stem}.json").read_bytes() == before
 
-@pytest.mark.parametrize("name,given,told,runs", [
-    ("label_efficiency.ipynb", dict(name="digits", counts=1, up_to=3, peers="freematch,label_spreading"), ["FreeMatch (re-implementation)", "label spreading", "labels only"], 1),
-    ("ablation.ipynb", dict(name="digits", only="no class correlation"), ["no class correlation"], 2)])
+
+@pytest.mark.parametrize(
+    "name,given,told,runs",
+    [
+        (
+            "label_efficiency.ipynb",
+            dict(name="digits", counts=1, up_to=3, peers="freematch,label_spreading"),
+            ["FreeMatch (re-implementation)", "label spreading", "labels only"],
+            1,
+        ),
+        ("ablation.ipynb", dict(name="digits", only="no class correlation"), ["no class correlation"], 2),
+    ],
+)
 def test_a_hundredth_of_a_long_command(name, given, told, runs, tmp_path):
     "It runs through, is drawn, and leaves no rows."
-    shown = outputs(name, tmp_path/"out.ipynb", seeds=0, share=0.01, settings="budget=1e5 images", run_root=tmp_path/"runs", results=tmp_path/"results", **given)
+    shown = outputs(
+        name,
+        tmp_path / "out.ipynb",
+        seeds=0,
+        share=0.01,
+        settings="budget=1e5 images",
+        run_root=tmp_path / "runs",
+        results=tmp_path / "results",
+        **given,
+    )
     assert all(word in words_of(shown) for word in told) and pictures_of(shown) == FIGURES[name]
-    assert not (tmp_path/"results").exists() and len(list((tmp_path/"runs").rglob("result.json"))) == runs
+    assert not (tmp_path / "results").exists() and len(list((tmp_path / "runs").rglob("result.json"))) == runs

@@ -1,49 +1,79 @@
 "Two notebooks that label at once, a disk that is full, and a package without the widget."
+
 import json, subprocess, sys
 from pathlib import Path
 import pytest
 from semissl.data.table import read_labels
 from semissl.label import Labeller, Labels, respond
 
+
 def test_two_that_label_at_once_lose_no_click(tmp_path):
-    code = "import sys; from semissl.label import Labels; t = Labels(sys.argv[1])\nfor i in range(100): t.put({f'{sys.argv[2]}/{i}.png': 'cat'})"
-    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"labels.csv"), name], stderr=subprocess.PIPE, text=True) for name in "ab"]
+    code = (
+        "import sys; from semissl.label import Labels; t = Labels(sys.argv[1])\nfor i in range(100): "
+        "t.put({f'{sys.argv[2]}/{i}.png': 'cat'})"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "labels.csv"), name], stderr=subprocess.PIPE, text=True
+        )
+        for name in "ab"
+    ]
     said = [p.communicate(timeout=120)[1] for p in both]
     assert [p.returncode for p in both] == [0, 0], said
-    assert set(read_labels(tmp_path/"labels.csv")) == {f"{name}/{i}.png" for name in "ab" for i in range(100)}
+    assert set(read_labels(tmp_path / "labels.csv")) == {f"{name}/{i}.png" for name in "ab" for i in range(100)}
+
 
 def test_without_the_lock_clicks_are_lost(tmp_path, monkeypatch):
     "The test above can fail: two interleaved writers that do not read first."
-    one, other = Labels(tmp_path/"labels.csv"), Labels(tmp_path/"labels.csv")
-    for labels in (one, other): labels.read = lambda: {}
-    one.put({"a.png": "cat"}); other.put({"b.png": "dog"})
-    assert read_labels(tmp_path/"labels.csv") == {"b.png": "dog"}
+    one, other = Labels(tmp_path / "labels.csv"), Labels(tmp_path / "labels.csv")
+    for labels in (one, other):
+        labels.read = lambda: {}
+    one.put({"a.png": "cat"})
+    other.put({"b.png": "dog"})
+    assert read_labels(tmp_path / "labels.csv") == {"b.png": "dog"}
+
 
 def test_undo_leaves_what_another_window_decided(tmp_path):
-    one, other = (Labeller("digits", tmp_path/"labels.csv", order=[0, 1]) for _ in range(2))
+    one, other = (Labeller("digits", tmp_path / "labels.csv", order=[0, 1]) for _ in range(2))
     one.label(one.order[0], "seven")
     other.label(other.order[0], "nine")
-    assert one.undo() == one.order[0] and Labels(tmp_path/"labels.csv").read() == {one.order[0]: "nine"}
+    assert one.undo() == one.order[0] and Labels(tmp_path / "labels.csv").read() == {one.order[0]: "nine"}
+
 
 def test_a_disk_that_refuses_is_told_in_the_window(tmp_path, monkeypatch):
-    labeller = Labeller("digits", tmp_path/"labels.csv", ["a", "b"], order=[0, 1])
+    labeller = Labeller("digits", tmp_path / "labels.csv", ["a", "b"], order=[0, 1])
     widget, told = labeller.widget, []
     monkeypatch.setattr(type(widget), "send", lambda self, message, buffers=None: told.append(message))
-    def full(*args, **kwargs): raise OSError(28, "No space left on device")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(labeller.labels, "put", full)
     respond(labeller, widget, dict(id="1", do="label", path=labeller.order[0], label="a"))
     assert told[-1]["answered"] == "1" and "No space left" in told[-1]["problem"]
     assert widget.labelled == 0 and labeller.table == {} and not labeller.history
 
+
 def test_without_anywidget_the_labeller_still_answers(tmp_path):
-    code = ("import sys; sys.modules['anywidget'] = None\nfrom semissl.label import Labeller\n"
-            "l = Labeller('digits', 'labels.csv', order=range(5)).answer(lambda path: 'a' if int(path) % 2 else '')\nprint(l)\n"
-            "try: l.widget\nexcept ImportError as err: print(err)")
+    code = (
+        "import sys; sys.modules['anywidget'] = None\nfrom semissl.label import Labeller\n"
+        "l = Labeller('digits', 'labels.csv', order=range(5)).answer(lambda path: 'a' if int(path) % 2 else "
+        "'')\nprint(l)\n"
+        "try: l.widget\nexcept ImportError as err: print(err)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert "expected anywidget to show the labeller, got no such package" in done.stdout and len(read_labels(tmp_path/"labels.csv")) == 5, done.stderr
+    assert (
+        "expected anywidget to show the labeller, got no such package" in done.stdout
+        and len(read_labels(tmp_path / "labels.csv")) == 5
+    ), done.stderr
+
 
 def test_every_trait_is_state_that_a_new_window_can_draw(tmp_path):
     "What a second window receives is JSON, holds the pictures, and is small."
-    labeller = Labeller("digits", tmp_path/"labels.csv", ["a", "b"], order=range(30))
-    state = {k: v for k, v in labeller.widget.get_state().items() if k in ("page", "classes", "counts", "labelled", "skipped", "total", "start", "letters", "grid")}
+    labeller = Labeller("digits", tmp_path / "labels.csv", ["a", "b"], order=range(30))
+    state = {
+        k: v
+        for k, v in labeller.widget.get_state().items()
+        if k in ("page", "classes", "counts", "labelled", "skipped", "total", "start", "letters", "grid")
+    }
     assert len(state) == 9 and len(json.dumps(state)) < 300_000 and len(state["page"]) == 12

@@ -18,7 +18,8 @@ from semissl.losses import barlow_twins, class_correlation, cross_entropy, gathe
 
 WORLD, ROWS = 2, 8  # processes, rows of each
 LABELS = torch.tensor([0, 1, 2, 0, 1, -1, 2, 0] + [-1, 0, -1, -1, 1, -1, -1, 2])
-IMAGE = torch.tensor([0, 1, 2, 3, 4, 5, 6, 3] + [8, 0, 10, 11, 12, 13, 14, 15])  # two images come twice, one on both
+# two images come twice, one on both
+IMAGE = torch.tensor([0, 1, 2, 3, 4, 5, 6, 3] + [8, 0, 10, 11, 12, 13, 14, 15])
 WEIGHT = torch.linspace(0.2, 1, WORLD * ROWS, dtype=torch.float64)
 NOBODY = torch.full_like(LABELS, -1)
 
@@ -90,7 +91,9 @@ def process(rank, folder):
     for name, loss in LOSSES.items():
         result["no label", name] = gradient(net, x1, x2, loss, gather_rows, labels)
     for name in ("cross_entropy", "sample form", "feature form"):
-        result["no row", name] = gradient(net, x1, x2, LOSSES[name], lambda x: gather_rows(x[:0]), [t[:0] for t in labels])
+        result["no row", name] = gradient(
+            net, x1, x2, LOSSES[name], lambda x: gather_rows(x[:0]), [t[:0] for t in labels]
+        )
     torch.save(result, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

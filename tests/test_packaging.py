@@ -1,4 +1,5 @@
 "What no notebook can show: the wheel, the requirements against Colab's, the layout, and facts that must agree."
+
 import ast, configparser, dataclasses, importlib.metadata as metadata, json, os, re, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
@@ -7,42 +8,112 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT/".ci"))
+sys.path.insert(0, str(ROOT / ".ci"))
 import sync
 
-NBS = ROOT/"nbs"
+NBS = ROOT / "nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
-EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS/"experiments"]
-TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS/"tutorials"]
-MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name) or p.parent in (NBS/"data", NBS/"method", NBS/"run", NBS/"use")]
-MODULES = ["data.labels", "data.images", "data.decode", "data.png", "data.files", "data.layout", "data.cache", "data.table", "data.sources", "data.pictures", "data.split", "data.loader", "augment", "encoder", "heads", "losses", "metrics", "method.weights", "method.propagate", "method.correlation", "method.adapter", "method.memory", "module", "run.values", "run.identity", "run.progress", "run.threads", "run.budget", "run.features", "evaluate", "run.sight",
-           "run.rounds", "run.finetune", "train", "predict", "label", "batch", "report", "classifier", "use.page"]  # never fewer; each uses those before it alone
+EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS / "experiments"]
+TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS / "tutorials"]
+MODULE_NOTEBOOKS = [
+    p
+    for p in NOTEBOOKS
+    if p.parent == NBS
+    and re.match(r"\d\d_", p.name)
+    or p.parent in (NBS / "data", NBS / "method", NBS / "run", NBS / "use")
+]
+MODULES = [
+    "data.labels",
+    "data.images",
+    "data.decode",
+    "data.png",
+    "data.files",
+    "data.layout",
+    "data.cache",
+    "data.table",
+    "data.sources",
+    "data.pictures",
+    "data.split",
+    "data.loader",
+    "augment",
+    "encoder",
+    "heads",
+    "losses",
+    "metrics",
+    "method.weights",
+    "method.propagate",
+    "method.correlation",
+    "method.adapter",
+    "method.memory",
+    "module",
+    "run.values",
+    "run.identity",
+    "run.progress",
+    "run.threads",
+    "run.budget",
+    "run.features",
+    "evaluate",
+    "run.sight",
+    # never fewer; each uses those before it alone
+    "run.rounds",
+    "run.finetune",
+    "train",
+    "predict",
+    "label",
+    "batch",
+    "report",
+    "classifier",
+    "use.page",
+]
 
-def name(path: Path) -> str: return path.relative_to(NBS).as_posix()
-def module_of(path: Path) -> str: return path.stem[3:] if path.parent == NBS else f"{path.parent.name}.{path.stem}"
-def file_of(module: str) -> Path: return ROOT/"semissl"/(module.replace(".", "/") + ".py")
-def read(path: Path): return nbformat.read(path, as_version=4)
+
+def name(path: Path) -> str:
+    return path.relative_to(NBS).as_posix()
+
+
+def module_of(path: Path) -> str:
+    return path.stem[3:] if path.parent == NBS else f"{path.parent.name}.{path.stem}"
+
+
+def file_of(module: str) -> Path:
+    return ROOT / "semissl" / (module.replace(".", "/") + ".py")
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
 
 def default_exp(path: Path) -> list[str]:
     "What the notebook says it exports to."
-    return re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join(c.source for c in read(path).cells if c.cell_type == "code"), re.M)
+    return re.findall(
+        r"^#\|\s*default_exp\s+(\S+)", "\n".join(c.source for c in read(path).cells if c.cell_type == "code"), re.M
+    )
+
 
 def settings() -> configparser.ConfigParser:
     config = configparser.ConfigParser(delimiters=["="], interpolation=None)
-    config.read_string((ROOT/"settings.ini").read_text(encoding="utf-8"))
+    config.read_string((ROOT / "settings.ini").read_text(encoding="utf-8"))
     return config
 
-def lines(text: str) -> list[str]: return [line.strip() for line in text.splitlines() if line.strip()]
-def requirements() -> list[str]: return lines(settings()["package"]["requirements"])
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def requirements() -> list[str]:
+    return lines(settings()["package"]["requirements"])
+
 
 # ---- requirements -------------------------------------------------------------------------------------------------
 
+
 def colab() -> tuple[str, dict[str, Version]]:
     "Colab's Python and the version of everything that is installed there."
-    text = (ROOT/"tests/colab-versions.txt").read_text(encoding="utf-8")
+    text = (ROOT / "tests/colab-versions.txt").read_text(encoding="utf-8")
     python = re.search(r"^# python (\S+)$", text, re.M)[1]
     pairs = (line.split("==") for line in text.splitlines() if line and not line.startswith("#"))
     return python, {canonicalize_name(dist): Version(version) for dist, version in pairs}
+
 
 def conflicts(required: list[str], there: dict[str, Version], python: str) -> tuple[list[str], set[str]]:
     "What an install of `required` would have to replace there (each with its reason), and what it would add."
@@ -53,13 +124,17 @@ def conflicts(required: list[str], there: dict[str, Version], python: str) -> tu
         dist = canonicalize_name(r.name)
         if dist in there and not r.specifier.contains(there[dist], prereleases=True):
             wrong.append(f"{by} wants {r}, Colab has {there[dist]}")
-        if dist in there or (dist, tuple(sorted(r.extras))) in seen: continue
+        if dist in there or (dist, tuple(sorted(r.extras))) in seen:
+            continue
         seen.add((dist, tuple(sorted(r.extras))))
         for needed in metadata.requires(dist) or []:
             needed = Requirement(needed)
-            if needed.marker is None or any(needed.marker.evaluate({**environment, "extra": e}) for e in {"", *r.extras}):
+            if needed.marker is None or any(
+                needed.marker.evaluate({**environment, "extra": e}) for e in {"", *r.extras}
+            ):
                 todo.append((f"{dist} {metadata.version(dist)}", needed))
     return wrong, {dist for dist, _ in seen}
+
 
 def test_colab_survives_an_install():
     python, there = colab()
@@ -68,48 +143,93 @@ def test_colab_survives_an_install():
     assert {"pytorch-lightning", "papermill"} <= added and not {"torch", "numpy", "wandb", "pandas"} & added
     assert len(added) <= 8, f"expected an install in Colab to add few packages, got {sorted(added)}"
 
+
 def test_colab_check_can_fail():
     python, there = colab()
     wrong, _ = conflicts(requirements() + ["wandb>=0.31"], there, python)
     assert wrong == [f"semissl wants wandb>=0.31, Colab has {there['wandb']}"]
     lacking = {dist: version for dist, version in there.items() if dist != "wandb"} | {"protobuf": Version("3.20")}
     wrong, added = conflicts(requirements(), lacking, python)
-    assert "wandb" in added and any(w.startswith("wandb ") and "protobuf" in w for w in wrong)   # found one level down
+    # found one level down
+    assert "wandb" in added and any(w.startswith("wandb ") and "protobuf" in w for w in wrong)
+
 
 def test_colab_python_is_allowed():
     python, _ = colab()
     assert Version(python) >= Version(settings()["package"]["min_python"])
 
+
 @pytest.mark.parametrize("required", requirements() + [r for t in settings()["extras"].values() for r in lines(t)])
 def test_requirement_is_a_lower_bound(required):
     assert [s.operator for s in Requirement(required).specifier] == [">="], f"expected name>=version, got {required}"
 
+
 def test_numpy_is_left_alone():
     assert "numpy" not in {canonicalize_name(Requirement(r).name) for r in requirements()}
 
+
 # ---- the wheel ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> dict[str, Path]:
     "A source archive, and a wheel built from that archive alone."
     out, env = tmp_path_factory.mktemp("dist"), {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     source = tmp_path_factory.mktemp("source")
-    for item in ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "nbs/experiments/train.ipynb"]:
-        (source/item).parent.mkdir(parents=True, exist_ok=True)
-        (source/item).write_bytes((ROOT/item).read_bytes())
-    for path in (ROOT/"semissl").rglob("*.py"):
-        (source/path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        (source/path.relative_to(ROOT)).write_bytes(path.read_bytes())
-    run = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)], cwd=out, env=env,
-                         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    for item in [
+        "settings.ini",
+        "setup.py",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "nbs/experiments/train.ipynb",
+    ]:
+        (source / item).parent.mkdir(parents=True, exist_ok=True)
+        (source / item).write_bytes((ROOT / item).read_bytes())
+    for path in (ROOT / "semissl").rglob("*.py"):
+        (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        (source / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    run = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
+        cwd=out,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    unknown = [line for line in (run.stdout + run.stderr).splitlines() if "not listed in `dynamic`" in line or "defined outside of" in line]
+    unknown = [
+        line
+        for line in (run.stdout + run.stderr).splitlines()
+        if "not listed in `dynamic`" in line or "defined outside of" in line
+    ]
     assert not unknown, unknown
     site = tmp_path_factory.mktemp("elsewhere")
-    wheel, = out.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)],
-                   check=True, env=env, stdin=subprocess.DEVNULL, timeout=300)
+    (wheel,) = out.glob("*.whl")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(site),
+            str(wheel),
+        ],
+        check=True,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
     return dict(wheel=wheel, site=site, archive=next(out.glob("*.tar.gz")))
+
 
 def elsewhere(site: Path, code: str) -> str:
     "Run `code` with the installed wheel and without the checkout; what it prints."
@@ -120,10 +240,18 @@ sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower(
 sys.path[:] = [site] + [p for p in sys.path if p and p != root]
 """
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    run = subprocess.run([sys.executable, "-c", setup + code], cwd=site.parent, env=env, stdin=subprocess.DEVNULL,
-                         capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", setup + code],
+        cwd=site.parent,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
+
 
 def test_every_module_imports_from_the_wheel(built):
     code = """
@@ -139,23 +267,36 @@ print(json.dumps([semissl.__version__, found]))
     assert found == sorted(m for p in MODULE_NOTEBOOKS for m in default_exp(p))
     assert set(MODULES) <= set(found), f"missing: {sorted(set(MODULES) - set(found))}"
 
+
 def test_a_module_missing_from_the_wheel_is_noticed(built, tmp_path):
     "The check above does fail when the checkout has a module and the wheel has not."
     import shutil
-    site = tmp_path/"site"
+
+    site = tmp_path / "site"
     shutil.copytree(built["site"], site)
-    (site/"semissl"/"heads.py").unlink()
-    with pytest.raises(AssertionError, match="No module named 'semissl.heads'"): elsewhere(site, "import semissl.heads")
+    (site / "semissl" / "heads.py").unlink()
+    with pytest.raises(AssertionError, match="No module named 'semissl.heads'"):
+        elsewhere(site, "import semissl.heads")
+
 
 def test_light_modules_stay_light(built):
     "Reading results needs no torch; data needs no lightning, wandb or timm."
     elsewhere(built["site"], "import semissl.report; assert 'torch' not in sys.modules, 'report imports torch'")
-    elsewhere(built["site"], "import semissl.data; assert not {'pytorch_lightning', 'wandb', 'timm', 'datasets'} & set(sys.modules)")
+    elsewhere(
+        built["site"],
+        "import semissl.data; assert not {'pytorch_lightning', 'wandb', 'timm', 'datasets'} & set(sys.modules)",
+    )
+
 
 def test_a_batch_needs_no_clone(built):
     "train.ipynb comes with the wheel, and is what a batch executes where no other is named."
-    told = elsewhere(built["site"], "from semissl.batch import main, own_notebook; assert own_notebook().startswith(site), own_notebook(); main(['data=digits', 'seeds=2', '--dry-run', '--root', 'batch'])")
+    told = elsewhere(
+        built["site"],
+        "from semissl.batch import main, own_notebook; assert own_notebook().startswith(site), own_notebook(); "
+        "main(['data=digits', 'seeds=2', '--dry-run', '--root', 'batch'])",
+    )
     assert told.count("waiting") == 2, told
+
 
 def test_metadata_is_complete(built):
     "Nothing that setup.py gives is dropped on the way into the wheel."
@@ -169,19 +310,26 @@ def test_metadata_is_complete(built):
     assert meta.get_all("Classifier") == lines(config["package"]["classifiers"])
     assert set(meta.get_all("Provides-Extra")) == set(config["extras"])
     assert [r for r in dist.requires if "extra ==" not in r] == requirements()
-    assert (meta["Description"] or meta.get_payload()).strip() == (ROOT/"README.md").read_text(encoding="utf-8").strip()
+    assert (meta["Description"] or meta.get_payload()).strip() == (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    ).strip()
     f = sync.facts()
     assert {u.split(", ")[1] for u in meta.get_all("Project-URL")} == {f["repository"], f["site"]}
     assert [(e.name, e.value) for e in dist.entry_points if e.group == "nbdev"] == [("semissl", "semissl._modidx:d")]
     scripts = [f"{e.name} = {e.value}" for e in dist.entry_points if e.group == "console_scripts"]
     assert sorted(scripts) == sorted(lines(config["package"]["console_scripts"]))
 
+
 def test_archive_holds_what_setup_reads(built):
     import tarfile
-    with tarfile.open(built["archive"]) as tar: names = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
+
+    with tarfile.open(built["archive"]) as tar:
+        names = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
     assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "semissl/__init__.py"} <= names
 
+
 # ---- notebooks ----------------------------------------------------------------------------------------------------
+
 
 def written(nb) -> str:
     "Everything in a notebook that somebody reads as text: sources and outputs, no images."
@@ -190,11 +338,19 @@ def written(nb) -> str:
         parts.append(cell.source)
         for out in cell.get("outputs", []):
             parts += [out.get("text", ""), "\n".join(out.get("traceback", []))]
-            parts += [v if isinstance(v, str) else json.dumps(v) for k, v in out.get("data", {}).items() if not k.startswith("image/png")]
+            parts += [
+                v if isinstance(v, str) else json.dumps(v)
+                for k, v in out.get("data", {}).items()
+                if not k.startswith("image/png")
+            ]
     return "\n".join(parts)
 
+
 MACHINE = re.compile(r"(?<![\w.:/])/(?:work|tmp|root|home(?!/me/)|Users|mnt|opt|private|var)/|\.\./shared|[A-Z]:\\\\")
-SECRET = re.compile(r"\bwandb_v\d+_\w{16,}|\blocal-[0-9a-f]{40}\b|WANDB_API_KEY['\"]?\]?\s*[=:,]\s*['\"][\w-]{20,}|wandb\.login\(\s*(?:key\s*=\s*)?['\"]")
+SECRET = re.compile(
+    r"\bwandb_v\d+_\w{16,}|\blocal-[0-9a-f]{40}\b|WANDB_API_KEY['\"]?\]?\s*[=:,]\s*['\"][\w-]{20,}|wandb\.login\(\s*(?:key\s*=\s*)?['\"]"
+)
+
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_notebook_is_clean(path):
@@ -202,19 +358,41 @@ def test_notebook_is_clean(path):
     nbformat.validate(nb)
     assert nb.nbformat == 4 and nb.metadata.get("kernelspec", {}).get("name") == "python3"
     first = nb.cells[0]
-    assert first.cell_type == "markdown" and re.match(r"# .+\n+> .+", first.source), "expected '# title' and '> one line' first"
+    assert first.cell_type == "markdown" and re.match(r"# .+\n+> .+", first.source), (
+        "expected '# title' and '> one line' first"
+    )
     text = written(nb)
-    assert not (found := MACHINE.search(text)), f"a path of one machine: {text[max(0, found.start() - 40):found.end() + 40]!r}"
+    assert not (found := MACHINE.search(text)), (
+        f"a path of one machine: {text[max(0, found.start() - 40) : found.end() + 40]!r}"
+    )
     assert not SECRET.search(text), "a key"
-    assert not re.search(r"\b[0-9a-f]{40}\b", "\n".join(c.source for c in nb.cells)), "40 hexadecimal digits in a source: a key?"
+    assert not re.search(r"\b[0-9a-f]{40}\b", "\n".join(c.source for c in nb.cells)), (
+        "40 hexadecimal digits in a source: a key?"
+    )
     assert not [o for c in nb.cells for o in c.get("outputs", []) if o.output_type == "error"], "an output is an error"
 
+
 def test_the_search_for_keys_and_paths_can_fail():
-    for text in [f"saved to /{'work'}/x/runs", "'/home/ann/x.zip'", "../shared/data"]: assert MACHINE.search(text), text
-    for text in ["/content/drive/MyDrive", "/home/me/photos.zip", "https://example.org/home/x", "a/tmp/b", "runs/digits"]: assert not MACHINE.search(text), text
-    for text in [f"WANDB_API_KEY = '{'0' * 40}'", f'os.environ["WANDB_API_KEY"] = "{"a1" * 20}"', "wandb.login(key='abc')", "local-" + "0" * 40]:
+    for text in [f"saved to /{'work'}/x/runs", "'/home/ann/x.zip'", "../shared/data"]:
+        assert MACHINE.search(text), text
+    for text in [
+        "/content/drive/MyDrive",
+        "/home/me/photos.zip",
+        "https://example.org/home/x",
+        "a/tmp/b",
+        "runs/digits",
+    ]:
+        assert not MACHINE.search(text), text
+    for text in [
+        f"WANDB_API_KEY = '{'0' * 40}'",
+        f'os.environ["WANDB_API_KEY"] = "{"a1" * 20}"',
+        "wandb.login(key='abc')",
+        "local-" + "0" * 40,
+    ]:
         assert SECRET.search(text), text
-    for text in ['os.environ.get("WANDB_API_KEY")', 'userdata.get("WANDB_API_KEY")', "wandb.login()"]: assert not SECRET.search(text), text
+    for text in ['os.environ.get("WANDB_API_KEY")', 'userdata.get("WANDB_API_KEY")', "wandb.login()"]:
+        assert not SECRET.search(text), text
+
 
 @pytest.mark.parametrize("path", MODULE_NOTEBOOKS, ids=name)
 def test_module_notebook(path):
@@ -223,144 +401,259 @@ def test_module_notebook(path):
     assert default_exp(path) == [module_of(path)]
     assert file_of(module_of(path)).exists()
     assert any(c.get("outputs") for c in nb.cells), "expected an executed notebook, got no output"
-    assert any("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])), "expected a picture, got none"
+    assert any("image/png" in o.get("data", {}) for c in nb.cells for o in c.get("outputs", [])), (
+        "expected a picture, got none"
+    )
     assert path.stat().st_size < 600_000, f"expected under 600 kB, got {path.stat().st_size:,} bytes"
-    assert "widgets" not in nb.metadata and not any("widget-view" in mime for c in nb.cells for o in c.get("outputs", []) for mime in o.get("data", {})), "expected no progress bar in the outputs: execute with TQDM_DISABLE=1"
+    assert "widgets" not in nb.metadata and not any(
+        "widget-view" in mime for c in nb.cells for o in c.get("outputs", []) for mime in o.get("data", {})
+    ), "expected no progress bar in the outputs: execute with TQDM_DISABLE=1"
+
 
 def test_modules_and_notebooks_agree():
-    exported = {p.relative_to(ROOT/"semissl").with_suffix("").as_posix().replace("/", ".") for p in (ROOT/"semissl").rglob("*.py") if not p.stem.startswith("_")}
+    exported = {
+        p.relative_to(ROOT / "semissl").with_suffix("").as_posix().replace("/", ".")
+        for p in (ROOT / "semissl").rglob("*.py")
+        if not p.stem.startswith("_")
+    }
     assert exported == {module_of(p) for p in MODULE_NOTEBOOKS} == set(MODULES)
-    assert [m for m in MODULES if "." not in m] == [module_of(p) for p in MODULE_NOTEBOOKS if p.parent == NBS], "two notebooks with one number, or another order"
+    assert [m for m in MODULES if "." not in m] == [module_of(p) for p in MODULE_NOTEBOOKS if p.parent == NBS], (
+        "two notebooks with one number, or another order"
+    )
+
 
 def test_experiments_exist_and_are_not_run_as_tests():
-    assert (NBS/"experiments/train.ipynb") in EXPERIMENTS and (NBS/"experiments/.notest").exists()
+    assert (NBS / "experiments/train.ipynb") in EXPERIMENTS and (NBS / "experiments/.notest").exists()
+
 
 def test_every_notebook_is_on_the_site():
     "mkdocs --strict says so too, after minutes."
-    listed = set(re.findall(r"\S+\.ipynb", (ROOT/"mkdocs.yml").read_text(encoding="utf-8")))
-    assert listed == {p.relative_to(NBS).as_posix() for p in [NBS/"index.ipynb", *MODULE_NOTEBOOKS, *EXPERIMENTS, *TUTORIALS]}
+    listed = set(re.findall(r"\S+\.ipynb", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {
+        p.relative_to(NBS).as_posix() for p in [NBS / "index.ipynb", *MODULE_NOTEBOOKS, *EXPERIMENTS, *TUTORIALS]
+    }
+
 
 @pytest.mark.parametrize("path", EXPERIMENTS + TUTORIALS, ids=name)
 def test_one_parameters_cell(path):
     "papermill needs exactly one; each line is `name = literal  # reason`, which papermill and Colab's forms both read."
     tagged = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(tagged) == 1 and tagged[0].cell_type == "code", f"expected one code cell tagged parameters, got {len(tagged)}"
+    assert len(tagged) == 1 and tagged[0].cell_type == "code", (
+        f"expected one code cell tagged parameters, got {len(tagged)}"
+    )
     source = tagged[0].source
     for node in ast.parse(source).body:
         assert isinstance(node, (ast.Assign, ast.AnnAssign)), f"expected assignments only, got {ast.unparse(node)}"
         ast.literal_eval(node.value)
         line = source.splitlines()[node.end_lineno - 1]
         assert re.search(r"#\s*\S", line), f"expected a reason on the line, got {line!r}"
-        assert line.count("=") == 1, f"expected one equals sign, for papermill leaves out a line with more, got {line!r}"
+        assert line.count("=") == 1, (
+            f"expected one equals sign, for papermill leaves out a line with more, got {line!r}"
+        )
+
 
 def test_train_notebook():
     from semissl.train import TrainConfig
-    nb = read(NBS/"experiments/train.ipynb")
-    cell, = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
-    given = [t.id for n in ast.parse(cell.source).body for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
+
+    nb = read(NBS / "experiments/train.ipynb")
+    (cell,) = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    given = [
+        t.id for n in ast.parse(cell.source).body for t in (n.targets if isinstance(n, ast.Assign) else [n.target])
+    ]
     assert given == [f.name for f in dataclasses.fields(TrainConfig)]
     assert nb.metadata.accelerator == "GPU"
     assert nb.metadata.colab == {"gpuType": "T4", "provenance": [], "toc_visible": True}
 
+
 # ---- layout -------------------------------------------------------------------------------------------------------
+
 
 def imports(path: Path) -> tuple[set[str], set[str], bool]:
     "(modules of ours, other top-level packages, whether anything is star-imported) of a Python file, at any depth."
     ours, others, star = set(), set(), False
-    package = ["semissl", *path.parent.relative_to(ROOT/"semissl").parts] if path.is_relative_to(ROOT/"semissl") else ["semissl"]
-    def add(module: str): (ours.add(module.removeprefix("semissl").lstrip(".")) if module.split(".")[0] == "semissl" else others.add(module.split(".")[0]))
+    package = (
+        ["semissl", *path.parent.relative_to(ROOT / "semissl").parts]
+        if path.is_relative_to(ROOT / "semissl")
+        else ["semissl"]
+    )
+
+    def add(module: str):
+        (
+            ours.add(module.removeprefix("semissl").lstrip("."))
+            if module.split(".")[0] == "semissl"
+            else others.add(module.split(".")[0])
+        )
+
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            for alias in node.names: add(alias.name)
+            for alias in node.names:
+                add(alias.name)
         elif isinstance(node, ast.ImportFrom):
             star |= any(alias.name == "*" for alias in node.names)
-            base = ".".join([*package[:len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+                if node.level
+                else node.module
+            )
             if base in ("semissl", "semissl.method", "semissl.run"):
-                for alias in node.names: add(f"{base}.{alias.name}")
-            else: add(base)
+                for alias in node.names:
+                    add(f"{base}.{alias.name}")
+            else:
+                add(base)
     return ours, others, star
+
 
 @pytest.mark.parametrize("path", MODULE_NOTEBOOKS, ids=name)
 def test_imports(path):
-    "A module imports only those before it, by name; augment to metrics stand alone; whatever comes before module knows no Lightning; batch and report no torch."
+    """A module imports only those before it, by name; augment to metrics stand alone; whatever comes before module
+    knows no Lightning; batch and report no torch."""
     module = module_of(path)
     n, (ours, others, star) = MODULES.index(module), imports(file_of(module))
-    ours -= {"", "__version__"}   # the package itself, for its version
+    ours -= {"", "__version__"}  # the package itself, for its version
     assert not star
     assert ours <= set(MODULES[:n]), f"expected modules before {module}, got {sorted(ours - set(MODULES[:n]))}"
-    if MODULES.index("augment") <= n <= MODULES.index("metrics"): assert not ours, f"expected nothing of ours, got {sorted(ours)}"
-    if n < MODULES.index("module"): assert not {"pytorch_lightning", "lightning"} & others
-    if module in ("batch", "report"): assert not {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning"} & others
+    if MODULES.index("augment") <= n <= MODULES.index("metrics"):
+        assert not ours, f"expected nothing of ours, got {sorted(ours)}"
+    if n < MODULES.index("module"):
+        assert not {"pytorch_lightning", "lightning"} & others
+    if module in ("batch", "report"):
+        assert not {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning"} & others
+
 
 def test_imports_are_read_at_any_depth(tmp_path):
-    path = tmp_path/"m.py"
-    path.write_text("import torch.nn\nfrom .data import x\ndef f():\n    from semissl.losses import y\n    import semissl.run.features\n    from os import *\n")
+    path = tmp_path / "m.py"
+    path.write_text(
+        "import torch.nn\nfrom .data import x\ndef f():\n    from semissl.losses import y\n    import "
+        "semissl.run.features\n    from os import *\n"
+    )
     assert imports(path) == ({"data", "losses", "run.features"}, {"torch", "os"}, True)
 
+
 # ---- facts that must agree ----------------------------------------------------------------------------------------
+
 
 def test_links_version_and_readme_are_in_step():
     stale = [p.relative_to(ROOT).as_posix() for p, content in sync.wanted().items() if p.read_bytes() != content]
     assert not stale, f"run `python .ci/sync.py`: {stale}"
 
+
 def test_results_in_the_readme_are_made_from_the_rows():
     import pandas as pd
     from semissl.report import gain_words, paired_gain, results_table, summary_table
-    text, results = (ROOT/"README.md").read_text(encoding="utf-8"), NBS/"experiments/results"
-    photos, speed, *shown = [o["data"]["text/markdown"] for c in read(NBS/"index.ipynb").cells if "hide-input" in c.metadata.get("tags", []) for o in c.outputs]
+
+    text, results = (ROOT / "README.md").read_text(encoding="utf-8"), NBS / "experiments/results"
+    photos, speed, *shown = [
+        o["data"]["text/markdown"]
+        for c in read(NBS / "index.ipynb").cells
+        if "hide-input" in c.metadata.get("tags", [])
+        for o in c.outputs
+    ]
     for n in ("clothes", "cifar10"):
-        rows = pd.DataFrame(json.loads((results/f"{n}-photos.json").read_text()))
-        for k, right in rows[rows["arm"] == "method"].groupby("labels_per_class")["test_accuracy"]: assert f"| {n} | {k} | {100*right.mean():.1f} ± {100*right.std():.1f} % |" in photos
-    scale = [row for row in json.loads((results/"scale.json").read_text()) if row["part"] == "look" and row["encoder"] == "tf_efficientnet_lite0"]
-    assert f"{pd.Series([row['plain_loop'] / row['look'] for row in scale]).median():.1f} times as many as a plain loop" in speed
+        rows = pd.DataFrame(json.loads((results / f"{n}-photos.json").read_text()))
+        for k, right in rows[rows["arm"] == "method"].groupby("labels_per_class")["test_accuracy"]:
+            assert f"| {n} | {k} | {100 * right.mean():.1f} ± {100 * right.std():.1f} % |" in photos
+    scale = [
+        row
+        for row in json.loads((results / "scale.json").read_text())
+        if row["part"] == "look" and row["encoder"] == "tf_efficientnet_lite0"
+    ]
+    assert (
+        f"{pd.Series([row['plain_loop'] / row['look'] for row in scale]).median():.1f} times as many as a plain loop"
+        in speed
+    )
     runs = results_table(sorted(map(str, results.glob("*-label-efficiency.json"))))
     assert shown[0] == summary_table(runs[runs["arm"] == "stages 1+2+3"], by=("name", "labels_per_class"))
     *tables, gpu = shown
     assert len(tables) == 4 and all(table in text for table in tables)
-    speed, accuracy = (json.loads((results/f"proof-{part}-gpu.json").read_text(encoding="utf-8")) for part in ("speed", "accuracy"))
-    step, = [row for row in speed if row["what"] == "whole step of stage 3"]
+    speed, accuracy = (
+        json.loads((results / f"proof-{part}-gpu.json").read_text(encoding="utf-8")) for part in ("speed", "accuracy")
+    )
+    (step,) = [row for row in speed if row["what"] == "whole step of stage 3"]
     assert f"{step['views_per_second']:,} views a second" in gpu and gpu.split("(")[0] in text
-    assert f"and {accuracy[0]['metrics']['test_accuracy']:.0%} of CIFAR-10's test images right after {accuracy[0]['seconds']:.0f} seconds" in text
+    assert (
+        f"and {accuracy[0]['metrics']['test_accuracy']:.0%} of CIFAR-10's test images right after "
+        f"{accuracy[0]['seconds']:.0f} seconds" in text
+    )
     gains = paired_gain(runs[runs["name"] == "cifar10-cpu"], "stages 1+2+3", "stage 1", 25)
     assert f"- cifar10-cpu, 25 labels a class: {gain_words(gains)}" in shown[1]
     for name, k in (("digits", 1), ("digits", 4), ("cifar10-cpu", 25), ("cifar10-curve", 400)):
-        worth = paired_gain(pd.DataFrame(json.loads((results/f"{name}-ablation.json").read_text())), "base", "no class correlation", k)
-        assert f"- {name}, {k} label{'s' * (k > 1)} a class: {gain_words(worth)}" in shown[1].split("class correlation by itself")[1]
-    choices = pd.concat([pd.DataFrame(json.loads((results/f"{n}-label-choice.json").read_text())) for n in ("clothes", "cifar10-cpu")])
-    assert shown[2] == summary_table(choices, by=("name", "labels", "choice"), columns=("test_accuracy",), method="test accuracy")
-    for row in json.loads((results/"speed-cpu.json").read_text()):
-        if row["measure"] == "later_epoch": assert f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})" in shown[3]
+        worth = paired_gain(
+            pd.DataFrame(json.loads((results / f"{name}-ablation.json").read_text())), "base", "no class correlation", k
+        )
+        assert (
+            f"- {name}, {k} label{'s' * (k > 1)} a class: {gain_words(worth)}"
+            in shown[1].split("class correlation by itself")[1]
+        )
+    choices = pd.concat(
+        [pd.DataFrame(json.loads((results / f"{n}-label-choice.json").read_text())) for n in ("clothes", "cifar10-cpu")]
+    )
+    assert shown[2] == summary_table(
+        choices, by=("name", "labels", "choice"), columns=("test_accuracy",), method="test accuracy"
+    )
+    for row in json.loads((results / "speed-cpu.json").read_text()):
+        if row["measure"] == "later_epoch":
+            assert f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})" in shown[3]
+
 
 def test_a_change_of_owner_is_one_edit_and_a_command():
-    f = {**sync.facts(), "slug": "someone/semissl", "repository": "https://github.com/someone/semissl", "site": "https://someone.github.io/semissl/", "version": "9.8.7"}
-    index = sync.link((NBS/"index.ipynb").read_text(encoding="utf-8"), f)
-    assert "github/someone/semissl/blob/v9.8.7/nbs/experiments/train.ipynb" in index and sync.facts()["slug"] not in index
-    citation = sync.cite((ROOT/"CITATION.cff").read_text(encoding="utf-8"), f)
+    f = {
+        **sync.facts(),
+        "slug": "someone/semissl",
+        "repository": "https://github.com/someone/semissl",
+        "site": "https://someone.github.io/semissl/",
+        "version": "9.8.7",
+    }
+    index = sync.link((NBS / "index.ipynb").read_text(encoding="utf-8"), f)
+    assert (
+        "github/someone/semissl/blob/v9.8.7/nbs/experiments/train.ipynb" in index and sync.facts()["slug"] not in index
+    )
+    citation = sync.cite((ROOT / "CITATION.cff").read_text(encoding="utf-8"), f)
     assert "someone/semissl" in citation and "version: 9.8.7" in citation and sync.facts()["slug"] not in citation
+
 
 def test_owner_is_written_only_where_the_script_looks():
     "Outside pyproject.toml: what .ci/sync.py writes, and what nbdev-export writes."
     slug = sync.facts()["slug"]
-    made = {*sync.wanted(), ROOT/"pyproject.toml", *(ROOT/"semissl").rglob("*.py"), NBS/"llms.txt"}
-    roots = [p for p in ROOT.iterdir() if p.is_file()] + [p for d in (".ci", ".github", "tests", "nbs") for p in (ROOT/d).rglob("*") if not any(part.startswith("tmp") for part in p.relative_to(ROOT).parts) and p.is_file()]   # tmp*: of a notebook that is being tested
-    texts = [p for p in roots if p.suffix in {".md", ".cff", ".ini", ".py", ".toml", ".yml", ".yaml", ".in", ".ipynb", ".txt", ".json", ""}]
-    found = [p.relative_to(ROOT).as_posix() for p in texts if p not in made and ".ipynb_checkpoints" not in p.parts and slug in p.read_text(encoding="utf-8", errors="ignore")]
+    made = {*sync.wanted(), ROOT / "pyproject.toml", *(ROOT / "semissl").rglob("*.py"), NBS / "llms.txt"}
+    # tmp*: of a notebook that is being tested
+    roots = [p for p in ROOT.iterdir() if p.is_file()] + [
+        p
+        for d in (".ci", ".github", "tests", "nbs")
+        for p in (ROOT / d).rglob("*")
+        if not any(part.startswith("tmp") for part in p.relative_to(ROOT).parts) and p.is_file()
+    ]
+    texts = [
+        p
+        for p in roots
+        if p.suffix in {".md", ".cff", ".ini", ".py", ".toml", ".yml", ".yaml", ".in", ".ipynb", ".txt", ".json", ""}
+    ]
+    found = [
+        p.relative_to(ROOT).as_posix()
+        for p in texts
+        if p not in made
+        and ".ipynb_checkpoints" not in p.parts
+        and slug in p.read_text(encoding="utf-8", errors="ignore")
+    ]
     assert not found, found
+
 
 def test_version_is_told_once():
     version = sync.facts()["version"]
-    assert f"\nversion: {version}\n" in (ROOT/"CITATION.cff").read_text(encoding="utf-8")
-    assert re.search(rf"^## {re.escape(version)}\b", (ROOT/"CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert "version" not in settings()["package"]
 
+
 def test_readme_begins_with_the_two_commands():
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT/"README.md").read_text(encoding="utf-8"), re.M | re.S)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert [language for language, _ in blocks[:2]] == ["bash", "bash"]
     run, test = blocks[0][1], blocks[1][1]
     assert "nbs/experiments/train.ipynb" in run and "papermill" in run and "-m pytest" in test
-    for block in (run, test): assert block.startswith("python3 -m venv .venv") and "pip install -e" in block
+    for block in (run, test):
+        assert block.startswith("python3 -m venv .venv") and "pip install -e" in block
     for code in (code for language, code in blocks if language == "python"):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom):
                 module = __import__(node.module, fromlist=["x"])
-                for alias in node.names: assert hasattr(module, alias.name), f"README imports {alias.name} from {node.module}"
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"README imports {alias.name} from {node.module}"

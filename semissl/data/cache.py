@@ -31,11 +31,14 @@ __all__ = ['CACHE_FORMAT', 'WORTH_A_WORD', 'decode_block', 'write_block', 'as_wo
            'one_at_a_time', 'drop_rows', 'write_cache', 'places_of', 'cached_files', 'written_whole']
 
 # %% ../../nbs/data/cache.ipynb #2e040043
-def decode_block(entries: Sequence[Entry],  # the images of this block
-                 size: int,  # wanted side S; 0 = as they are
-                 side: int,  # the side that every row must have
-                 fit: str = "crop",  # see `FITS`
-                 ) -> tuple[np.ndarray, dict[int, str], bool, int]:  # (n, 3, side, side) uint8; position -> reason for bad ones; True = the disk refused; how many are `Dark`
+def decode_block(
+    entries: Sequence[Entry],  # the images of this block
+    size: int,  # wanted side S; 0 = as they are
+    side: int,  # the side that every row must have
+    fit: str = "crop",  # see `FITS`
+    # (n, 3, side, side) uint8; position -> reason for bad ones; True = the disk refused; how many are
+    # `Dark`
+) -> tuple[np.ndarray, dict[int, str], bool, int]:
     "Decode a run of images; a bad one leaves a black row and a reason. ValueError when sizes differ and size is 0."
     rows, bad, refused, plain = np.zeros((len(entries), 3, side, side), np.uint8), {}, False, {}
     with warnings.catch_warnings(record=True) as said, Reader() as reader:
@@ -49,40 +52,55 @@ def decode_block(entries: Sequence[Entry],  # the images of this block
                     continue
                 pixels = decode_image(data, size, fit)
             except Exception as error:  # a hostile file may raise anything; the reason is kept and reported
-                bad[i], refused = " ".join(f"{error or type(error).__name__}".split()), refused or getattr(error, "errno", None) is not None
+                bad[i], refused = (
+                    " ".join(f"{error or type(error).__name__}".split()),
+                    refused or getattr(error, "errno", None) is not None,
+                )
                 continue
             if pixels.shape != (side, side, 3):
-                raise SizeNeeded(f"expected images of one size ({side}x{side}) or a size to bring them to, got {pixels.shape[1]}x{pixels.shape[0]} in {entry.name}")
+                raise SizeNeeded(
+                    f"expected images of one size ({side}x{side}) or a size to bring them to, got "
+                    f"{pixels.shape[1]}x{pixels.shape[0]} in {entry.name}"
+                )
             rows[i] = pixels.transpose(2, 0, 1)
     for kind in plain.values():  # colour, grey
         rows[list(kind)] = unfilter(np.stack(list(kind.values())))
     return rows, bad, refused, len(said)
 
 
-def write_block(start: int,  # first row of the block
-                entries: Sequence[Entry],  # the images of this block
-                file: str,  # the .npy that takes the rows
-                header: int,  # bytes before its first row
-                size: int,  # wanted side S; 0 = as they are
-                side: int,  # the side that every row must have
-                fit: str = "crop",  # see `FITS`
-                ) -> dict:  # one line of the log: start, bad, refused, dark
+def write_block(
+    start: int,  # first row of the block
+    entries: Sequence[Entry],  # the images of this block
+    file: str,  # the .npy that takes the rows
+    header: int,  # bytes before its first row
+    size: int,  # wanted side S; 0 = as they are
+    side: int,  # the side that every row must have
+    fit: str = "crop",  # see `FITS`
+) -> dict:  # one line of the log: start, bad, refused, dark
     "Decode a block and write its rows at their place in the file."
     rows, bad, refused, dark = decode_block(entries, size, side, fit)
-    with open(file, "r+b") as out:  # buffered: an unbuffered write may take a part of the rows without an error
+    # buffered: an unbuffered write may take a part of the rows without an error
+    with open(file, "r+b") as out:
         out.seek(header + start * 3 * side * side)
         out.write(rows.data)
-    return {"start": start, "bad": {entries[i].name: reason for i, reason in bad.items()}, "refused": refused, "dark": dark}
+    return {
+        "start": start,
+        "bad": {entries[i].name: reason for i, reason in bad.items()},
+        "refused": refused,
+        "dark": dark,
+    }
 
 # %% ../../nbs/data/cache.ipynb #d9e1c7d2
 def as_worker() -> None:
-    "One thread, and no life after the process that asked (Linux, prctl(2)): a killed run leaves nothing behind that decodes."
+    """One thread, and no life after the process that asked (Linux, prctl(2)): a killed run leaves nothing behind that
+    decodes."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def worker_pool(workers: int,  # how many; 0 = one per core of this process
-                ) -> Executor:  # processes where they start cheaply, else threads
+def worker_pool(
+    workers: int,  # how many; 0 = one per core of this process
+) -> Executor:  # processes where they start cheaply, else threads
     "Forked processes on Linux (they begin at once and share nothing), threads elsewhere."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if "fork" in get_all_start_methods() and os.uname().sysname == "Linux" and not current_process().daemon:
@@ -90,10 +108,11 @@ def worker_pool(workers: int,  # how many; 0 = one per core of this process
     return ThreadPoolExecutor(workers or cores)
 
 
-def run_blocks(work: Any,  # a function of (start, entries)
-               blocks: list[tuple[int, list[Entry]]],  # what to do
-               workers: int,  # how many; 0 = one per core, 1 = in this process
-               ) -> Iterator[dict]:  # results as they come
+def run_blocks(
+    work: Any,  # a function of (start, entries)
+    blocks: list[tuple[int, list[Entry]]],  # what to do
+    workers: int,  # how many; 0 = one per core, 1 = in this process
+) -> Iterator[dict]:  # results as they come
     "Run the blocks, in this process when they are few and small."
     small = sum(len(b) for _, b in blocks) < 1000 and sum(e.size for _, b in blocks for e in b) < 2**24
     if workers == 1 or small:
@@ -102,16 +121,18 @@ def run_blocks(work: Any,  # a function of (start, entries)
     pool = worker_pool(workers)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # "fork with threads": the children only decode
+            # "fork with threads": the children only decode
+            warnings.simplefilter("ignore", DeprecationWarning)
             jobs = [pool.submit(work, *block) for block in blocks]
         yield from (job.result() for job in as_completed(jobs))
     finally:
         pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/data/cache.ipynb #563d3bee
-def first_side(entries: Sequence[Entry],  # the images to come
-               size: int,  # wanted side S; 0 = as they are
-               ) -> int:  # the side of the first image that decodes
+def first_side(
+    entries: Sequence[Entry],  # the images to come
+    size: int,  # wanted side S; 0 = as they are
+) -> int:  # the side of the first image that decodes
     "What all rows must measure. ValueError when no image decodes or the first is not square."
     reasons = []
     with warnings.catch_warnings(), Reader() as reader:
@@ -123,36 +144,49 @@ def first_side(entries: Sequence[Entry],  # the images to come
                 reasons.append(f"{entry.name}: {plain_reason(str(error))}")
                 continue
             if height != width:
-                raise SizeNeeded(f"expected square images or a size to bring them to, got {width}x{height} in {entry.name}")
+                raise SizeNeeded(
+                    f"expected square images or a size to bring them to, got {width}x{height} in {entry.name}"
+                )
             return height
     if not size:
-        raise ValueError(f"expected at least one image that decodes, got {len(reasons)} that do not: {'; '.join(reasons[:3])}")
+        raise ValueError(
+            f"expected at least one image that decodes, got {len(reasons)} that do not: {'; '.join(reasons[:3])}"
+        )
     return size
 
 
-def decode_rows(entries: Sequence[Entry],  # what to decode, in order
-                size: int,  # wanted side S; 0 = as they are
-                file: Path,  # the .npy to write
-                log: Path,  # one JSON line for each finished block
-                workers: int,  # 0 = one per core
-                fit: str = "crop",  # see `FITS`
-                ) -> tuple[dict[str, str], bool, int]:  # name -> reason for bad ones; True = the disk refused one; how many are `Dark`
+def decode_rows(
+    entries: Sequence[Entry],  # what to decode, in order
+    size: int,  # wanted side S; 0 = as they are
+    file: Path,  # the .npy to write
+    log: Path,  # one JSON line for each finished block
+    workers: int,  # 0 = one per core
+    fit: str = "crop",  # see `FITS`
+    # name -> reason for bad ones; True = the disk refused one; how many are `Dark`
+) -> tuple[dict[str, str], bool, int]:
     "Decode everything into one .npy, going on where a killed start left off."
     side, step = first_side(entries, size), max(8, min(256, len(entries) // 64))
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] if log.exists() and file.exists() else []
+    lines = (
+        [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+        if log.exists() and file.exists()
+        else []
+    )
     if not lines:
         log.unlink(missing_ok=True)
         np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(entries), 3, side, side))
     header = file.stat().st_size - len(entries) * 3 * side * side
     done = {line["start"] for line in lines}
-    blocks = [(s, list(entries[s:s + step])) for s in range(0, len(entries), step) if s not in done]
+    blocks = [(s, list(entries[s : s + step])) for s in range(0, len(entries), step) if s not in done]
     todo = sum(len(block) for _, block in blocks)
     work = partial(write_block, file=str(file), header=header, size=size, side=side, fit=fit)
-    with open(log, "a") as out, tqdm(total=len(entries), initial=len(entries) - todo, desc="decoding", unit=" images", delay=2) as bar:
+    with (
+        open(log, "a") as out,
+        tqdm(total=len(entries), initial=len(entries) - todo, desc="decoding", unit=" images", delay=2) as bar,
+    ):
         for line in run_blocks(work, blocks, workers):
             lines.append(line)
             print(json.dumps(line), file=out, flush=True)
-            bar.update(len(entries[line["start"]:line["start"] + step]))
+            bar.update(len(entries[line["start"] : line["start"] + step]))
     bad = {name: reason for line in sorted(lines, key=lambda l: l["start"]) for name, reason in line["bad"].items()}
     return bad, any(line["refused"] for line in lines), sum(line["dark"] for line in lines)
 
@@ -160,47 +194,59 @@ def decode_rows(entries: Sequence[Entry],  # what to decode, in order
 CACHE_FORMAT = 3
 
 
-def fingerprint(files: Sequence[Path],  # one folder, or archives
-                size: int,  # wanted side S
-                part: str,  # "train" or "test"
-                listing: Listing | None,  # the images of a folder; None for archives
-                ) -> str:  # 16 hexadecimal digits
-    "Changes when a file is added, removed, renamed, resized or touched, and when Pillow learns a format: what could not be read may be readable then."
-    stamps = [[e.name, e.size, e.stamp] for e in listing.entries] if listing else [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+def fingerprint(
+    files: Sequence[Path],  # one folder, or archives
+    size: int,  # wanted side S
+    part: str,  # "train" or "test"
+    listing: Listing | None,  # the images of a folder; None for archives
+) -> str:  # 16 hexadecimal digits
+    """Changes when a file is added, removed, renamed, resized or touched, and when Pillow learns a format: what could
+    not be read may be readable then."""
+    stamps = (
+        [[e.name, e.size, e.stamp] for e in listing.entries]
+        if listing
+        else [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    )
     return hashlib.sha256(json.dumps([CACHE_FORMAT, FORMATS, size, part, stamps]).encode()).hexdigest()[:16]
 
 
-def writable(folder: Path  # may not exist yet
-             ) -> bool:  # True when files can be made there
+def writable(
+    folder: Path,  # may not exist yet
+) -> bool:  # True when files can be made there
     "Ask the nearest folder that exists, and respect one that is marked read-only even for the administrator."
     while not folder.exists():
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
-def cache_place(files: Sequence[Path],  # one folder, or archives
-                size: int,  # wanted side S
-                part: str,  # "train" or "test"
-                cache: bool | str | Path,  # True = beside the source; a path = there
-                fit: str = "crop",  # see `FITS`
-                ) -> Path:  # the folder of this one cache
+def cache_place(
+    files: Sequence[Path],  # one folder, or archives
+    size: int,  # wanted side S
+    part: str,  # "train" or "test"
+    cache: bool | str | Path,  # True = beside the source; a path = there
+    fit: str = "crop",  # see `FITS`
+) -> Path:  # the folder of this one cache
     "Where the decoded images of this source are kept."
     files = [f.resolve() for f in files]
     beside = files[0].parent / ".semissl-cache"
     home = Path(os.environ.get("SEMISSL_CACHE") or (beside if writable(beside) else Path.home() / ".cache" / "semissl"))
-    key = hashlib.sha256(json.dumps([[os.fsencode(f).hex() for f in files], size, part, *([] if fit == "crop" else [fit])]).encode()).hexdigest()[:8]
+    key = hashlib.sha256(
+        json.dumps([[os.fsencode(f).hex() for f in files], size, part, *([] if fit == "crop" else [fit])]).encode()
+    ).hexdigest()[:8]
     return (home if cache is True else Path(cache)) / f"{files[0].stem}-{part}-{size or 'native'}-{key}"
 
 # %% ../../nbs/data/cache.ipynb #ce496b91
-def spot_check(pixels: np.ndarray  # (N, 3, S, S) uint8
-               ) -> int:  # CRC-32 of 64 rows spread over the file
+def spot_check(
+    pixels: np.ndarray,  # (N, 3, S, S) uint8
+) -> int:  # CRC-32 of 64 rows spread over the file
     "Cheap enough for every start, and sees a file that was cut, zeroed or overwritten."
     return zlib.crc32(np.ascontiguousarray(pixels[:: max(1, len(pixels) // 64)]))
 
 
-def read_cache(folder: Path,  # from `cache_place`
-               stamp: str,  # from `fingerprint`
-               ) -> dict | None:  # what the cache says, with "pixels" memory-mapped; None when it must be made
+def read_cache(
+    folder: Path,  # from `cache_place`
+    stamp: str,  # from `fingerprint`
+) -> dict | None:  # what the cache says, with "pixels" memory-mapped; None when it must be made
     "Open a cache that fits; warns when it is damaged."
     try:
         found = json.loads((folder / "cache.json").read_text())
@@ -219,7 +265,8 @@ def read_cache(folder: Path,  # from `cache_place`
 # %% ../../nbs/data/cache.ipynb #7d7915ff
 @contextlib.contextmanager
 def collector_off() -> Iterator[None]:
-    "Names and places of a hundred thousand images all stay: Python's garbage collector, and that of forked children, would look at them in vain."
+    """Names and places of a hundred thousand images all stay: Python's garbage collector, and that of forked children,
+    would look at them in vain."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -230,8 +277,9 @@ def collector_off() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(folder: Path  # where the lock lies
-                  ) -> Iterator[bool]:  # True when this process holds the lock, False where locks do not exist
+def one_at_a_time(
+    folder: Path,  # where the lock lies
+) -> Iterator[bool]:  # True when this process holds the lock, False where locks do not exist
     "Of two processes that start together one decodes and the other waits for it."
     folder.mkdir(parents=True, exist_ok=True)
     own = next((p / ".gitignore" for p in folder.parents if p.name == ".semissl-cache"), None)
@@ -247,31 +295,35 @@ def one_at_a_time(folder: Path  # where the lock lies
         yield held
 
 
-def drop_rows(file: Path,  # a .npy of rows
-              keep: np.ndarray,  # indices of the rows to keep
-              ) -> None:
+def drop_rows(
+    file: Path,  # a .npy of rows
+    keep: np.ndarray,  # indices of the rows to keep
+) -> None:
     "Rewrite a .npy without its bad rows."
     rows, short = np.load(file, mmap_mode="r"), file.with_suffix(".short")
     out = np.lib.format.open_memmap(short, mode="w+", dtype=np.uint8, shape=(len(keep), *rows.shape[1:]))
     for start in range(0, len(keep), 1024):
-        out[start:start + 1024] = rows[keep[start:start + 1024]]
+        out[start : start + 1024] = rows[keep[start : start + 1024]]
     out.flush()
     os.replace(short, file)
 
 # %% ../../nbs/data/cache.ipynb #aa244718
-def write_cache(folder: Path,  # from `cache_place`
-                stamp: str,  # from `fingerprint`
-                listing: Listing,  # all images of the source
-                part: str,  # which of them to decode
-                size: int,  # wanted side S; 0 = as they are
-                workers: int,  # 0 = one per core
-                tag: str,  # distinguishes unfinished files
-                fit: str = "crop",  # see `FITS`
-                ) -> dict:  # what cache.json says
+def write_cache(
+    folder: Path,  # from `cache_place`
+    stamp: str,  # from `fingerprint`
+    listing: Listing,  # all images of the source
+    part: str,  # which of them to decode
+    size: int,  # wanted side S; 0 = as they are
+    workers: int,  # 0 = one per core
+    tag: str,  # distinguishes unfinished files
+    fit: str = "crop",  # see `FITS`
+) -> dict:  # what cache.json says
     "Decode one part of a source into its cache; the last step makes it valid. ValueError when the part is empty."
     taken = [i for i, (where, _) in enumerate(listing.places) if where == part]
     if not taken:
-        raise MissingPart(f"expected a {part} part (images under {part}/), got {len(listing.places)} images and none of them there")
+        raise MissingPart(
+            f"expected a {part} part (images under {part}/), got {len(listing.places)} images and none of them there"
+        )
     rows, log = folder / f"unfinished-{tag}.npy", folder / f"unfinished-{tag}.log"
     bad, refused, dark = decode_rows([listing.entries[i] for i in taken], size, rows, log, workers, fit)
     good = [k for k, i in enumerate(taken) if listing.entries[i].name not in bad]
@@ -279,9 +331,21 @@ def write_cache(folder: Path,  # from `cache_place`
         drop_rows(rows, np.array(good, dtype=np.int64))
     file = f"images-{tag}.npy"
     os.replace(rows, folder / file)
-    about = {"stamp": stamp, "file": file, "refused": refused, "skipped": bad, "rows": [taken[k] for k in good], "part_size": len(taken),
-             "check": spot_check(np.load(folder / file, mmap_mode="r")), "classes": listing.classes,
-             "names": [e.name for e in listing.entries], "places": listing.places, "aside": listing.aside, "told": listing.told, "dark": dark}
+    about = {
+        "stamp": stamp,
+        "file": file,
+        "refused": refused,
+        "skipped": bad,
+        "rows": [taken[k] for k in good],
+        "part_size": len(taken),
+        "check": spot_check(np.load(folder / file, mmap_mode="r")),
+        "classes": listing.classes,
+        "names": [e.name for e in listing.entries],
+        "places": listing.places,
+        "aside": listing.aside,
+        "told": listing.told,
+        "dark": dark,
+    }
     (folder / f"cache-{tag}.tmp").write_text(json.dumps(about))
     os.replace(folder / f"cache-{tag}.tmp", folder / "cache.json")
     for old in {*folder.glob("images-*.npy"), *folder.glob("unfinished-*")} - {folder / file}:
@@ -289,31 +353,44 @@ def write_cache(folder: Path,  # from `cache_place`
     return about
 
 # %% ../../nbs/data/cache.ipynb #b2ecdd3c
-WORTH_A_WORD = 2**20   # bytes of decoded images from which their place is told
+WORTH_A_WORD = 2**20  # bytes of decoded images from which their place is told
 
 
-def places_of(files: Sequence[Path],  # one folder, or archives
-              ) -> list[Path]:  # folders of decoded copies of this source, of any size and part
+def places_of(
+    files: Sequence[Path],  # one folder, or archives
+) -> list[Path]:  # folders of decoded copies of this source, of any size and part
     "What `cache_place` has made for a source."
     home = cache_place(files, 0, "train", True).parent
-    told = (re.fullmatch(r".*-(train|test)-(native|\d+)-[0-9a-f]{8}", p.name) and p for p in (home.iterdir() if home.is_dir() else ()))
+    told = (
+        re.fullmatch(r".*-(train|test)-(native|\d+)-[0-9a-f]{8}", p.name) and p
+        for p in (home.iterdir() if home.is_dir() else ())
+    )
     parts = ((p, *p.name.rsplit("-", 3)[1:3]) for p in told if p)
-    return sorted(p for p, part, size in parts if p in [cache_place(files, 0 if size == "native" else int(size), part, True, fit) for fit in FITS])
+    return sorted(
+        p
+        for p, part, size in parts
+        if p in [cache_place(files, 0 if size == "native" else int(size), part, True, fit) for fit in FITS]
+    )
 
 
-def cached_files(files: Sequence[Path],  # one folder, or archives
-                 size: int,  # wanted side S; 0 = as they are
-                 part: str,  # "train" or "test"
-                 cache: bool | str | Path,  # False = keep nothing on disk
-                 workers: int,  # 0 = one per core
-                 fit: str = "crop",  # see `FITS`
-                 ) -> dict:  # what `read_cache` gives
+def cached_files(
+    files: Sequence[Path],  # one folder, or archives
+    size: int,  # wanted side S; 0 = as they are
+    part: str,  # "train" or "test"
+    cache: bool | str | Path,  # False = keep nothing on disk
+    workers: int,  # 0 = one per core
+    fit: str = "crop",  # see `FITS`
+) -> dict:  # what `read_cache` gives
     "The decoded rows of a source: from its cache when that fits, else decoded now."
     listing = None if files[0].is_file() else list_source(files)
     stamp = fingerprint(files, size, part, listing)
     with contextlib.ExitStack() as stack:
         stack.enter_context(collector_off())
-        folder = cache_place(files, size, part, cache, fit) if cache else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = (
+            cache_place(files, size, part, cache, fit)
+            if cache
+            else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        )
         if cache and (found := read_cache(folder, stamp)):
             return found
         held = stack.enter_context(one_at_a_time(folder))
@@ -321,24 +398,39 @@ def cached_files(files: Sequence[Path],  # one folder, or archives
             warnings.simplefilter("ignore")  # damage was reported above
             found = read_cache(folder, stamp)
         if not found:
-            found = write_cache(folder, stamp, listing or list_source(files), part, size, workers, stamp if held else f"{stamp}-{os.getpid()}", fit)
+            found = write_cache(
+                folder,
+                stamp,
+                listing or list_source(files),
+                part,
+                size,
+                workers,
+                stamp if held else f"{stamp}-{os.getpid()}",
+                fit,
+            )
             found["pixels"] = np.load(folder / found["file"], mmap_mode="c")
             if cache and found["pixels"].nbytes >= WORTH_A_WORD:
-                print(f"{found['pixels'].nbytes / 2**20:,.0f} MiB of decoded images are kept in {folder.parent} (SEMISSL_CACHE names another place, `semissl.data.clear_cache` removes them)")
+                print(
+                    f"{found['pixels'].nbytes / 2**20:,.0f} MiB of decoded images are kept in {folder.parent} "
+                    f"(SEMISSL_CACHE names another place, `semissl.data.clear_cache` removes them)"
+                )
         if not cache:
             found["pixels"] = np.array(found["pixels"])
         return found
 
 # %% ../../nbs/data/cache.ipynb #79409b62
 @contextlib.contextmanager
-def written_whole(path: Path,  # appears whole or not at all
-                  then: Callable = lambda: None,  # called when the new file is safe on the disk, before it takes its place
-                  ) -> Iterator[Path]:  # where to write meanwhile
+def written_whole(
+    path: Path,  # appears whole or not at all
+    # called when the new file is safe on the disk, before it takes its place
+    then: Callable = lambda: None,
+) -> Iterator[Path]:  # where to write meanwhile
     "Write beside, flush to the disk, then replace."
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield beside
-        with open(beside, "rb+") as file: os.fsync(file.fileno())
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
         then()
         os.replace(beside, path)
     finally:

@@ -22,8 +22,34 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_FILE_BYTES', 'SIGNS', 'Dark', 'deep_to_ui
            'decode_image', 'looks_like_image']
 
 # %% ../../nbs/data/decode.ipynb #c6cb5d05
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()), *(("HEIF",) if find_spec("pillow_heif") else ()))
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", *((".avif",) if "AVIF" in FORMATS else ()), *((".heic", ".heif") if "HEIF" in FORMATS else ()))
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+    *(("AVIF",) if features.check("avif") else ()),
+    *(("HEIF",) if find_spec("pillow_heif") else ()),
+)
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    *((".avif",) if "AVIF" in FORMATS else ()),
+    *((".heic", ".heif") if "HEIF" in FORMATS else ()),
+)
 MAX_FILE_BYTES = 2**28  # a larger file is refused as an image
 
 
@@ -31,9 +57,10 @@ class Dark(UserWarning):
     "A picture of 16 bits that uses 12 of them or less."
 
 
-def deep_to_uint8(values: np.ndarray  # grey values of more than 8 bits: integers to 65535, or floats in [0, 1]
-                  ) -> np.ndarray:  # uint8
-    "16 bits scaled to 8, with rounding; warns of values that seem to be of 12 bits or less. ValueError outside the range."
+# grey values of more than 8 bits: integers to 65535, or floats in [0, 1]
+def deep_to_uint8(values: np.ndarray) -> np.ndarray:  # uint8
+    """16 bits scaled to 8, with rounding; warns of values that seem to be of 12 bits or less. ValueError outside the
+    range."""
     if values.dtype.kind == "f":
         return to_uint8(values)
     if values.min() < 0 or values.max() > 65535:
@@ -43,8 +70,9 @@ def deep_to_uint8(values: np.ndarray  # grey values of more than 8 bits: integer
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def to_rgb(image: Image.Image  # any Pillow mode
-           ) -> Image.Image:  # mode RGB
+def to_rgb(
+    image: Image.Image,  # any Pillow mode
+) -> Image.Image:  # mode RGB
     "8-bit RGB: deep greys are scaled, transparency is laid on white."
     if image.mode[0] in "IF":
         image = Image.fromarray(deep_to_uint8(np.asarray(image)))
@@ -54,13 +82,15 @@ def to_rgb(image: Image.Image  # any Pillow mode
     return image if image.mode == "RGB" else image.convert("RGB")
 
 # %% ../../nbs/data/decode.ipynb #bc4b7192
-def square_pixels(image: Image.Image,  # an opened picture
-                  size: int,  # wanted side S; 0 = as it is
-                  fit: str = "crop",  # what of a picture that is not square, see `FITS`
-                  ) -> np.ndarray:  # (H, W, 3) uint8, with H = W = S when size > 0
+def square_pixels(
+    image: Image.Image,  # an opened picture
+    size: int,  # wanted side S; 0 = as it is
+    fit: str = "crop",  # what of a picture that is not square, see `FITS`
+) -> np.ndarray:  # (H, W, 3) uint8, with H = W = S when size > 0
     "Load, turn upright, make RGB, make it square and resample it."
     if size:
-        image.draft("RGB", (2 * size, 2 * size))  # a JPEG decodes straight to a smaller size; others ignore this
+        # a JPEG decodes straight to a smaller size; others ignore this
+        image.draft("RGB", (2 * size, 2 * size))
     if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise ValueError(f"expected at most {Image.MAX_IMAGE_PIXELS} pixels, got {image.width}x{image.height}")
     image.load()
@@ -68,14 +98,21 @@ def square_pixels(image: Image.Image,  # an opened picture
         ImageOps.exif_transpose(image, in_place=True)
     image = to_rgb(image)
     if size and image.size != (size, size):
-        square = image.crop(centre_square(*image.size)) if check_fit(fit) == "crop" else ImageOps.pad(image, (max(image.size),) * 2, color=GREY)
-        image = square.resize((size, size), Image.Resampling.BILINEAR)  # not resize(box=...), whose border looks beyond the square
+        square = (
+            image.crop(centre_square(*image.size))
+            if check_fit(fit) == "crop"
+            else ImageOps.pad(image, (max(image.size),) * 2, color=GREY)
+        )
+        # not resize(box=...), whose border looks beyond the square
+        image = square.resize((size, size), Image.Resampling.BILINEAR)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 # %% ../../nbs/data/decode.ipynb #6c114094
-def opened(data: bytes  # the bytes of one image file
-           ) -> Image.Image:  # not yet decoded
-    "The picture in a file, by its content. A JPEG of any size is opened: `square_pixels` decodes it smaller before it asks for its size."
+def opened(
+    data: bytes,  # the bytes of one image file
+) -> Image.Image:  # not yet decoded
+    """The picture in a file, by its content. A JPEG of any size is opened: `square_pixels` decodes it smaller before it
+    asks for its size."""
     if data[:3] == b"\xff\xd8\xff":
         try:
             return JpegImageFile(io.BytesIO(data))
@@ -86,10 +123,11 @@ def opened(data: bytes  # the bytes of one image file
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def decode_image(data: bytes,  # the bytes of one image file
-                 size: int = 0,  # wanted side S; 0 = as it is
-                 fit: str = "crop",  # see `FITS`
-                 ) -> np.ndarray:  # (H, W, 3) uint8
+def decode_image(
+    data: bytes,  # the bytes of one image file
+    size: int = 0,  # wanted side S; 0 = as it is
+    fit: str = "crop",  # see `FITS`
+) -> np.ndarray:  # (H, W, 3) uint8
     "One file to RGB pixels; raises when it is not an image, truncated or too large to be true."
     with opened(data) as image:
         return square_pixels(image, size, fit)
@@ -98,8 +136,16 @@ def decode_image(data: bytes,  # the bytes of one image file
 SIGNS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
-def looks_like_image(head: bytes  # the first 16 bytes of a file
-                     ) -> bool:  # True when they are an image's, whatever the file is called
+def looks_like_image(
+    head: bytes,  # the first 16 bytes of a file
+) -> bool:  # True when they are an image's, whatever the file is called
     "Files without a suffix, or with one of a browser's invention, are often plain images."
-    return head.startswith(SIGNS) or head[:4] == b"RIFF" and head[8:12] == b"WEBP" or head[4:8] == b"ftyp" and head[8:12] in ((b"avif", b"avis") if "AVIF" in FORMATS else ()) \
-        or head[4:8] == b"ftyp" and head[8:12] in ((b"heic", b"heix", b"mif1", b"msf1") if "HEIF" in FORMATS else ())
+    return (
+        head.startswith(SIGNS)
+        or head[:4] == b"RIFF"
+        and head[8:12] == b"WEBP"
+        or head[4:8] == b"ftyp"
+        and head[8:12] in ((b"avif", b"avis") if "AVIF" in FORMATS else ())
+        or head[4:8] == b"ftyp"
+        and head[8:12] in ((b"heic", b"heix", b"mif1", b"msf1") if "HEIF" in FORMATS else ())
+    )

@@ -26,6 +26,7 @@ __all__ = ['OTHER', 'MAX_MEMBERS', 'MAX_DIRECTORY', 'MAX_RATIO', 'Entry', 'visib
 # %% ../../nbs/data/files.ipynb #f4bb47d4
 class Entry(NamedTuple):
     "Where the bytes of one image lie."
+
     name: str  # name within the source, with forward slashes
     file: str  # the file to open: the image itself or an archive
     size: int  # bytes when unpacked
@@ -35,30 +36,43 @@ class Entry(NamedTuple):
     method: int = 0  # 0 stored, 8 deflated, -1 encrypted
 
 
-def visible(name: str  # a path within a source
-            ) -> bool:  # False for hidden files and what operating systems leave behind
+def visible(
+    name: str,  # a path within a source
+) -> bool:  # False for hidden files and what operating systems leave behind
     "No part of the path is hidden or a by-product: bins, what an archiver or a file server adds."
-    return not re.search(r"(^|/)([.]|(__MACOSX|@eaDir|#recycle|[$]RECYCLE[.]BIN|System Volume Information|lost[+]found|Thumbs[.]db|desktop[.]ini)(/|$))", name, re.IGNORECASE)
+    return not re.search(
+        r"(^|/)([.]|(__MACOSX|@eaDir|#recycle|[$]RECYCLE[.]BIN|System Volume "
+        r"Information|lost[+]found|Thumbs[.]db|desktop[.]ini)(/|$))",
+        name,
+        re.IGNORECASE,
+    )
 
 
-def is_image_name(name: str  # a path within a source
-                  ) -> bool:  # True when the suffix is an image's
+def is_image_name(
+    name: str,  # a path within a source
+) -> bool:  # True when the suffix is an image's
     "The name ends like an image's."
     return name.lower().endswith(SUFFIXES)
 
 
-def printable(name: str  # a file's name, as the system or an archive gives it
-              ) -> str:  # the same on one line, and valid in any table
+def printable(
+    name: str,  # a file's name, as the system or an archive gives it
+) -> str:  # the same on one line, and valid in any table
     "Control characters, backslashes and bytes that are no text become `&#NUMBER;`."
     return re.sub("[\x00-\x1f\x7f\\\\\ud800-\udfff]", lambda m: f"&#{ord(m[0])};", name)
 
 # %% ../../nbs/data/files.ipynb #db26f5f6
-OTHER = tuple(".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .pdf .html .py .ipynb .npy .npz .pt .pth .safetensors .onnx .zip .tar .gz .7z .mp4 .mov .avi .db .ini .log .xlsx .docx .parquet .h5 .mat .pkl .part .crdownload .download .tmp".split())
+OTHER = tuple(
+    ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .pdf .html .py .ipynb .npy .npz .pt .pth .safetensors .onnx .zip "
+    ".tar .gz .7z .mp4 .mov .avi .db .ini .log .xlsx .docx .parquet .h5 .mat .pkl .part .crdownload .download "
+    ".tmp".split()
+)
 
 
-def kind_of_file(name: str,  # a visible file that is not called like an image
-                 head: Callable[[], bytes],  # gives its first 16 bytes
-                 ) -> str:  # "" for an image; else its suffix, "no suffix" where there is none
+def kind_of_file(
+    name: str,  # a visible file that is not called like an image
+    head: Callable[[], bytes],  # gives its first 16 bytes
+) -> str:  # "" for an image; else its suffix, "no suffix" where there is none
     "What a file is that has no image's suffix: looked into, unless its suffix says that it is something else."
     suffix = PurePosixPath(name).suffix.lower()
     return "" if suffix not in OTHER and looks_like_image(head()) else suffix or "no suffix"
@@ -66,13 +80,15 @@ def kind_of_file(name: str,  # a visible file that is not called like an image
 
 class Found(NamedTuple):
     "What a folder or an archive holds."
+
     entries: list[Entry]  # its images, sorted
     folders: list[str]  # its folders, sorted
     aside: dict[str, int]  # number of other files, by suffix
 
 # %% ../../nbs/data/files.ipynb #701b3eac
-def first_bytes(file: str  # a file of the disk
-                ) -> bytes:  # its first 16, none where it cannot be read
+def first_bytes(
+    file: str,  # a file of the disk
+) -> bytes:  # its first 16, none where it cannot be read
     "Enough to tell what it is."
     try:
         with open(file, "rb") as f:
@@ -81,8 +97,9 @@ def first_bytes(file: str  # a file of the disk
         return b""
 
 
-def list_folder(root: Path  # a directory
-                ) -> Found:
+def list_folder(
+    root: Path,  # a directory
+) -> Found:
     "All images below a folder; links are followed, but never in a circle."
     entries, folders, aside, seen = [], [], Counter(), set()
     for here, below, files in os.walk(root, followlinks=True):
@@ -106,21 +123,27 @@ def list_folder(root: Path  # a directory
     return Found(sorted(entries), sorted(folders), dict(aside))
 
 # %% ../../nbs/data/files.ipynb #f6f6860b
-def safe_member(name: str,  # a name from an archive's index
-                archive: str,  # which archive, for the message
-                ) -> str:  # the name with forward slashes
+def safe_member(
+    name: str,  # a name from an archive's index
+    archive: str,  # which archive, for the message
+) -> str:  # the name with forward slashes
     "ValueError for a name that leads out of the archive, or is too long or too deep to be meant well."
     clean = printable(name.replace("\\", "/"))
     if len(clean) > 1024 or clean.count("/") > 64:
-        raise ValueError(f"expected names of at most 1024 characters and 64 folders in {archive}, got {clean[:40]}... with {len(clean)} and {clean.count('/')}")
+        raise ValueError(
+            f"expected names of at most 1024 characters and 64 folders in {archive}, got {clean[:40]}... with "
+            f"{len(clean)} and {clean.count('/')}"
+        )
     if clean.startswith("/") or re.match("[A-Za-z]:", clean) or ".." in clean.split("/"):
         raise ValueError(f"expected names that stay inside {archive}, got {name!r}")
     return clean
 
 
-def member_name(member: zipfile.ZipInfo  # of an archive's index
-                ) -> str:  # as the person wrote it
-    "Archivers that do not say so write UTF-8 all the same, or what their system speaks; zipfile takes both for the letters of a PC of 1981."
+def member_name(
+    member: zipfile.ZipInfo,  # of an archive's index
+) -> str:  # as the person wrote it
+    """Archivers that do not say so write UTF-8 all the same, or what their system speaks; zipfile takes both for the
+    letters of a PC of 1981."""
     if member.flag_bits & 0x800 or member.filename.isascii():
         return member.filename
     raw = member.filename.encode("cp437", "replace")
@@ -130,9 +153,10 @@ def member_name(member: zipfile.ZipInfo  # of an archive's index
         return member.filename
 
 
-def first_of_member(archive: zipfile.ZipFile,  # opened
-                    member: zipfile.ZipInfo,  # of it
-                    ) -> bytes:  # its first 16 bytes, none where it cannot be read
+def first_of_member(
+    archive: zipfile.ZipFile,  # opened
+    member: zipfile.ZipInfo,  # of it
+) -> bytes:  # its first 16 bytes, none where it cannot be read
     "Enough to tell what it is."
     try:
         with archive.open(member) as f:
@@ -141,65 +165,97 @@ def first_of_member(archive: zipfile.ZipFile,  # opened
         return b""
 
 
-def list_zip(file: Path  # one .zip archive
-             ) -> Found:
-    "All images in an archive, without unpacking it. ValueError when it is no archive, a bomb, or holds links or unsafe names."
+def list_zip(
+    file: Path,  # one .zip archive
+) -> Found:
+    """All images in an archive, without unpacking it. ValueError when it is no archive, a bomb, or holds links or
+    unsafe names."""
     try:
         check_directory(file)
         with zipfile.ZipFile(file) as archive:
             members = {safe_member(member_name(m), file.name): m for m in archive.infolist()}
             members = {name: m for name, m in members.items() if visible(name)}
-            others = [(name, m) for name, m in members.items() if not m.is_dir() and not is_image_name(name)] if len(members) <= MAX_MEMBERS else []
+            others = (
+                [(name, m) for name, m in members.items() if not m.is_dir() and not is_image_name(name)]
+                if len(members) <= MAX_MEMBERS
+                else []
+            )
             kinds = {name: kind_of_file(name, partial(first_of_member, archive, m)) for name, m in others}
     except (zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ValueError(f"expected a .zip archive, got {file.name} that does not open as one: {error}") from error
     folders = {name.rpartition("/")[0] for name in members}
     folders |= {str(above) for name in folders for above in PurePosixPath(name).parents}
-    entries = [Entry(name, str(file), m.file_size, m.CRC, m.header_offset, m.compress_size, -1 if m.flag_bits & 1 else m.compress_type)
-               for name, m in members.items() if not m.is_dir() and not kinds.get(name)]
+    entries = [
+        Entry(
+            name,
+            str(file),
+            m.file_size,
+            m.CRC,
+            m.header_offset,
+            m.compress_size,
+            -1 if m.flag_bits & 1 else m.compress_type,
+        )
+        for name, m in members.items()
+        if not m.is_dir() and not kinds.get(name)
+    ]
     check_bomb(file, members, entries)
     return Found(sorted(entries), sorted(folders - {"", "."}), dict(Counter(kind for kind in kinds.values() if kind)))
 
 
-MAX_MEMBERS, MAX_DIRECTORY, MAX_RATIO = 2_000_000, 2**28, 100  # files in an archive; bytes of its index; bytes unpacked for one packed
+# files in an archive; bytes of its index; bytes unpacked for one packed
+MAX_MEMBERS, MAX_DIRECTORY, MAX_RATIO = 2_000_000, 2**28, 100
 
 
-def check_directory(file: Path  # one .zip archive
-                    ) -> None:
+def check_directory(
+    file: Path,  # one .zip archive
+) -> None:
     "ValueError for an index that would fill the memory: asked before it is read."
     with open(file, "rb") as archive:
         archive.seek(max(0, file.stat().st_size - 2**16 - 100))
         tail = archive.read()
         end = tail.rfind(b"PK\5\6")
-        size = struct.unpack("<L", tail[end + 12:end + 16])[0] if 0 <= end <= len(tail) - 22 else 0
-        if size == 2**32 - 1 and tail[end - 20:end - 16] == b"PK\6\7":  # a large archive says it elsewhere
-            archive.seek(struct.unpack("<Q", tail[end - 12:end - 4])[0])
+        size = struct.unpack("<L", tail[end + 12 : end + 16])[0] if 0 <= end <= len(tail) - 22 else 0
+        if size == 2**32 - 1 and tail[end - 20 : end - 16] == b"PK\6\7":  # a large archive says it elsewhere
+            archive.seek(struct.unpack("<Q", tail[end - 12 : end - 4])[0])
             size = struct.unpack("<40xQ8x", archive.read(56).ljust(56))[0]
     if size > MAX_DIRECTORY:
-        raise ValueError(f"expected an index of at most {MAX_DIRECTORY} bytes in {file.name}, got {size}: split the archive")
+        raise ValueError(
+            f"expected an index of at most {MAX_DIRECTORY} bytes in {file.name}, got {size}: split the archive"
+        )
 
 
-def check_bomb(file: Path,  # one .zip archive
-               members: dict[str, zipfile.ZipInfo],  # all it holds
-               entries: list[Entry],  # the images among them
-               ) -> None:
-    "ValueError for links, devices, too many files, or images that claim to unpack to far more than the archive can hold."
+def check_bomb(
+    file: Path,  # one .zip archive
+    members: dict[str, zipfile.ZipInfo],  # all it holds
+    entries: list[Entry],  # the images among them
+) -> None:
+    """ValueError for links, devices, too many files, or images that claim to unpack to far more than the archive can
+    hold."""
     kinds = {name: stat.S_IFMT(m.external_attr >> 16) for name, m in members.items() if m.create_system == 3}
     if odd := [name for name, kind in kinds.items() if kind not in (0, stat.S_IFREG, stat.S_IFDIR)]:
-        raise ValueError(f"expected only files and folders in {file.name}, got the link or device {odd[0]!r}: pack what it points to")
+        raise ValueError(
+            f"expected only files and folders in {file.name}, got the link or device {odd[0]!r}: pack what it points to"
+        )
     if len(members) > MAX_MEMBERS:
         raise ValueError(f"expected at most {MAX_MEMBERS} files in {file.name}, got {len(members)}: split the archive")
     claimed, packed = sum(e.size for e in entries), file.stat().st_size
     if claimed > max(MAX_FILE_BYTES, MAX_RATIO * packed):
-        raise ValueError(f"expected images that unpack to at most {MAX_RATIO} times the size of {file.name}, got {claimed} bytes out of {packed}: unpack it yourself if you trust it")
+        raise ValueError(
+            f"expected images that unpack to at most {MAX_RATIO} times the size of {file.name}, got {claimed} bytes "
+            f"out of {packed}: unpack it yourself if you trust it"
+        )
 
 # %% ../../nbs/data/files.ipynb #07b31ba7
-def read_member(entry: Entry,  # a member of an archive
-                archive: BinaryIO,  # that archive, opened
-                ) -> bytes:  # the member's bytes, checked against their CRC
+def read_member(
+    entry: Entry,  # a member of an archive
+    archive: BinaryIO,  # that archive, opened
+) -> bytes:  # the member's bytes, checked against their CRC
     "Read one member of a .zip by its position. ValueError when it is encrypted, oddly packed or damaged."
     if entry.method not in (0, 8):
-        raise ValueError("expected a member that is stored or deflated, got " + ("an encrypted one" if entry.method < 0 else f"method {entry.method}"))
+        raise ValueError(
+            "expected a member that is stored or deflated, got "
+            + ("an encrypted one" if entry.method < 0 else f"method {entry.method}")
+        )
     archive.seek(entry.offset)
     header = archive.read(30)
     if header[:4] != b"PK\3\4":
@@ -209,15 +265,19 @@ def read_member(entry: Entry,  # a member of an archive
     if entry.method == 8:
         data = zlib.decompressobj(-15).decompress(data, entry.size + 1)  # never more than the index promised
     if len(data) != entry.size or zlib.crc32(data) != entry.stamp:
-        raise ValueError(f"expected {entry.size} bytes with CRC {entry.stamp:08x}, got {len(data)} with {zlib.crc32(data):08x}")
+        raise ValueError(
+            f"expected {entry.size} bytes with CRC {entry.stamp:08x}, got {len(data)} with {zlib.crc32(data):08x}"
+        )
     return data
 
 
 class Reader(contextlib.ExitStack):
     "Reads listed images, opening each archive once; closes them at the end of its `with`."
-    def read(self,
-             entry: Entry,  # any listed image
-             ) -> bytes:  # the bytes of its file
+
+    def read(
+        self,
+        entry: Entry,  # any listed image
+    ) -> bytes:  # the bytes of its file
         "ValueError when it is empty, too large to be an image, or damaged."
         if not entry.size:
             raise ValueError("expected an image, got an empty file")
@@ -231,11 +291,17 @@ class Reader(contextlib.ExitStack):
         return read_member(entry, self.archives[entry.file])
 
 # %% ../../nbs/data/files.ipynb #5d0e81c3
-def plain_reason(reason: str  # what Pillow or this module says about a file
-                 ) -> str:  # one sentence in the form "expected X, got Y"
+def plain_reason(
+    reason: str,  # what Pillow or this module says about a file
+) -> str:  # one sentence in the form "expected X, got Y"
     "Pillow's ways to say that a file is no image, or half of one, in the words of this project."
-    for sign, found in {"cannot identify": "an image, got something else", "truncated": "a whole image, got a truncated one", "broken data": "a whole image, got a damaged one", "create decoder": "a whole image, got a damaged one",
-                        "decompression bomb": f"at most {Image.MAX_IMAGE_PIXELS} pixels, got a decompression bomb"}.items():
+    for sign, found in {
+        "cannot identify": "an image, got something else",
+        "truncated": "a whole image, got a truncated one",
+        "broken data": "a whole image, got a damaged one",
+        "create decoder": "a whole image, got a damaged one",
+        "decompression bomb": f"at most {Image.MAX_IMAGE_PIXELS} pixels, got a decompression bomb",
+    }.items():
         if sign in reason.lower() and not reason.startswith("expected"):
             return f"expected {found}"
     return reason if reason.startswith("expected") else f"expected a readable image, got: {reason}"

@@ -27,6 +27,7 @@ __all__ = ['FITS', 'GREY', 'ImageSet', 'check_images', 'as_array', 'to_uint8', '
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Images, labels and names that stay together. ValueError when shapes, types or labels disagree."
+
     images: Tensor  # pixels, (N, 3, S, S) uint8
     labels: Tensor  # class of each image, (N,) int64; -1 = unlabelled
     classes: tuple[str, ...]  # class names: label k is classes[k]
@@ -42,14 +43,21 @@ class ImageSet:
 
     def __repr__(self) -> str:
         side, known = self.images.shape[-1], int((self.labels >= 0).sum())
-        return f"ImageSet({len(self)} images of {side}x{side}, {len(self.classes)} classes, {known} labelled, source={self.source!r})"
+        return (
+            f"ImageSet({len(self)} images of {side}x{side}, {len(self.classes)} classes, {known} labelled, "
+            f"source={self.source!r})"
+        )
 
-    def select(self, index: Any  # rows to keep: indices or a mask, anything a tensor accepts
-               ) -> ImageSet:  # those images, in that order, with their labels and paths
+    def select(
+        self,
+        index: Any,  # rows to keep: indices or a mask, anything a tensor accepts
+    ) -> ImageSet:  # those images, in that order, with their labels and paths
         "The images at `index`."
         chosen = torch.as_tensor(index)
         rows = torch.arange(len(self))[chosen if chosen.numel() else chosen.long()]
-        return replace(self, images=self.images[rows], labels=self.labels[rows], paths=tuple(self.paths[i] for i in rows.tolist()))
+        return replace(
+            self, images=self.images[rows], labels=self.labels[rows], paths=tuple(self.paths[i] for i in rows.tolist())
+        )
 
     def class_counts(self) -> dict[str, int]:  # class name -> number of labelled images
         "How many labelled images each class has."
@@ -57,8 +65,9 @@ class ImageSet:
         return dict(zip(self.classes, counts.tolist()))
 
 # %% ../../nbs/data/images.ipynb #ad87221d
-def check_images(images: ImageSet  # what is about to be trusted
-                 ) -> None:
+def check_images(
+    images: ImageSet,  # what is about to be trusted
+) -> None:
     "Refuse shapes, types and labels that do not fit together."
     x, y, n = images.images, images.labels, len(images.images)
     if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or x.dtype != torch.uint8:
@@ -71,16 +80,17 @@ def check_images(images: ImageSet  # what is about to be trusted
         raise ValueError(f"expected labels from -1 to {len(images.classes) - 1}, got {int(y.min())} to {int(y.max())}")
 
 # %% ../../nbs/data/images.ipynb #aeba9dc0
-def as_array(pixels: Any  # an array, or a tensor of any type on any device
-             ) -> np.ndarray:  # the same values
+def as_array(
+    pixels: Any,  # an array, or a tensor of any type on any device
+) -> np.ndarray:  # the same values
     "Pixels as NumPy knows them: bfloat16 becomes float32."
     if not isinstance(pixels, Tensor):
         return np.asanyarray(pixels)
     return (pixels.detach().float() if pixels.dtype == torch.bfloat16 else pixels.detach()).cpu().numpy()
 
 
-def to_uint8(array: np.ndarray  # pixels of any shape: integers from 0 to 255, floats from 0 to 1, masks, or uint16
-             ) -> np.ndarray:  # the same pixels, uint8
+# pixels of any shape: integers from 0 to 255, floats from 0 to 1, masks, or uint16
+def to_uint8(array: np.ndarray) -> np.ndarray:  # the same pixels, uint8
     "Floats in [0, 1], masks and 16 bits become 0 to 255; ValueError for values outside their range."
     kind = array.dtype.kind
     if array.dtype == np.uint8:
@@ -88,21 +98,34 @@ def to_uint8(array: np.ndarray  # pixels of any shape: integers from 0 to 255, f
     if kind == "b":
         return np.where(array, np.uint8(255), np.uint8(0))
     if kind not in "fiu":
-        raise ValueError(f"expected pixels that are integers from 0 to 255, floats from 0 to 1 or masks, got {array.dtype}")
+        raise ValueError(
+            f"expected pixels that are integers from 0 to 255, floats from 0 to 1 or masks, got {array.dtype}"
+        )
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     if kind in "iu" and 0 <= low <= high <= 255:
         return np.asarray(array).astype(np.uint8)
     if array.dtype == np.uint16:
         return ((np.asarray(array).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if not (kind == "f" and low >= 0 and high <= 1):
-        way = "divide them by 255" if kind == "f" and low >= 0 and high <= 255 else "undo the normalisation" if kind == "f" else "scale them"
-        raise ValueError(f"expected pixels that are integers from 0 to 255 or floats from 0 to 1, got {array.dtype} from {low} to {high}: {way}")
+        way = (
+            "divide them by 255"
+            if kind == "f" and low >= 0 and high <= 255
+            else "undo the normalisation"
+            if kind == "f"
+            else "scale them"
+        )
+        raise ValueError(
+            f"expected pixels that are integers from 0 to 255 or floats from 0 to 1, got {array.dtype} from {low} to "
+            f"{high}: {way}"
+        )
     return np.rint(np.asarray(array, np.float32) * 255).astype(np.uint8)
 
 # %% ../../nbs/data/images.ipynb #33cf9858
-def channels_first(array: np.ndarray  # (N, H, W), (N, H, W, 1|3|4) or (N, 1|3|4, H, W), uint8
-                   ) -> np.ndarray:  # (N, 3, H, W) uint8
-    "Bring any common layout to RGB, channels first; alpha is laid on white; ValueError for a shape that can be read in two ways."
+def channels_first(
+    array: np.ndarray,  # (N, H, W), (N, H, W, 1|3|4) or (N, 1|3|4, H, W), uint8
+) -> np.ndarray:  # (N, 3, H, W) uint8
+    """Bring any common layout to RGB, channels first; alpha is laid on white; ValueError for a shape that can be read
+    in two ways."""
     if array.ndim == 3:
         array = array[:, None]
         first, last = True, False
@@ -111,20 +134,28 @@ def channels_first(array: np.ndarray  # (N, H, W), (N, H, W, 1|3|4) or (N, 1|3|4
     if not (first or last):
         raise ValueError(f"expected (N, H, W), (N, H, W, 1|3|4) or (N, 1|3|4, H, W), got {array.shape}")
     if first and last and (array.shape[2] == array.shape[3]) != (array.shape[1] == array.shape[2]):
-        first, last = array.shape[2] == array.shape[3], array.shape[1] == array.shape[2]  # (N, 4, 4, 3) is square in one reading alone
-    if first and last and not array.shape[1] == 1 < array.shape[-1]:  # one pixel high in colour: nobody's grey images are 3 pixels wide
-        raise ValueError(f"expected a shape whose colours are first or last, got {array.shape}, where either could be: enlarge the images, or give them as files")
+        # (N, 4, 4, 3) is square in one reading alone
+        first, last = array.shape[2] == array.shape[3], array.shape[1] == array.shape[2]
+    # one pixel high in colour: nobody's grey images are 3 pixels wide
+    if first and last and not array.shape[1] == 1 < array.shape[-1]:
+        raise ValueError(
+            f"expected a shape whose colours are first or last, got {array.shape}, where either could be: enlarge the "
+            f"images, or give them as files"
+        )
     if last and (not first or array.shape[1] == 1):
         array = array.transpose(0, 3, 1, 2)  # (N, C, H, W)
     if array.shape[1] == 4:
         colour, alpha = array[:, :3].astype(np.uint16), array[:, 3:].astype(np.uint16)
         array = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(array if array.shape[1] == 3 else np.broadcast_to(array, (len(array), 3, *array.shape[2:])))
+    return np.ascontiguousarray(
+        array if array.shape[1] == 3 else np.broadcast_to(array, (len(array), 3, *array.shape[2:]))
+    )
 
 # %% ../../nbs/data/images.ipynb #021e5bf0
-def centre_square(width: int,  # of the image, in pixels
-                  height: int,  # of the image, in pixels
-                  ) -> tuple[int, int, int, int]:  # left, top, right, bottom
+def centre_square(
+    width: int,  # of the image, in pixels
+    height: int,  # of the image, in pixels
+) -> tuple[int, int, int, int]:  # left, top, right, bottom
     "The largest square in the middle of an image."
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -135,71 +166,95 @@ class SizeNeeded(ValueError):
     "Images that differ, or are not square, where nobody said which size they should have."
 
 
-FITS = ("crop", "whole")   # of a picture that is not square: the square in its middle, or all of it with bars of GREY beside it
-GREY = (124, 116, 104)     # ImageNet's mean colour: nothing to an encoder of its weights
+# of a picture that is not square: the square in its middle, or all of it with bars of GREY beside it
+FITS = ("crop", "whole")
+GREY = (124, 116, 104)  # ImageNet's mean colour: nothing to an encoder of its weights
 
 
-def check_fit(fit: str  # to be checked
-              ) -> str:  # the same
+def check_fit(
+    fit: str,  # to be checked
+) -> str:  # the same
     "ValueError for another word."
     if fit not in FITS:
         raise ValueError(f"expected fit of {' or '.join(map(repr, FITS))}, got {fit!r}")
     return fit
 
 
-def with_bars(images: Tensor  # (N, 3, H, W) uint8
-              ) -> Tensor:  # (N, 3, max(H, W), max(H, W)) uint8
+def with_bars(
+    images: Tensor,  # (N, 3, H, W) uint8
+) -> Tensor:  # (N, 3, max(H, W), max(H, W)) uint8
     "Grey bars at two sides make a square."
     height, width = images.shape[2:]
     side = max(height, width)
     square = torch.tensor(GREY, dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(images), 1, side, side)
     top, left = (side - height) // 2, (side - width) // 2
-    square[:, :, top:top + height, left:left + width] = images
+    square[:, :, top : top + height, left : left + width] = images
     return square
 
 
-def resize_images(images: Tensor,  # (N, 3, H, W) uint8
-                  size: int,  # wanted side S in pixels; 0 = as it is
-                  fit: str = "crop",  # what of an image that is not square, see `FITS`
-                  ) -> Tensor:  # (N, 3, S, S) uint8
+def resize_images(
+    images: Tensor,  # (N, 3, H, W) uint8
+    size: int,  # wanted side S in pixels; 0 = as it is
+    fit: str = "crop",  # what of an image that is not square, see `FITS`
+) -> Tensor:  # (N, 3, S, S) uint8
     "A square, then antialiased bilinear resampling. ValueError for a size of 0 and images that are not square."
     height, width = images.shape[2:]
     if size < 0 or (not size and height != width):
-        raise SizeNeeded(f"expected square images or a size above 0, got {width}x{height} (width x height) and size={size}")
+        raise SizeNeeded(
+            f"expected square images or a size above 0, got {width}x{height} (width x height) and size={size}"
+        )
     if size in (0, height) and height == width:
         return images
     left, top, right, bottom = centre_square(width, height) if check_fit(fit) == "crop" else (0, 0, width, height)
     chunks = (c if fit == "crop" else with_bars(c) for c in images[:, :, top:bottom, left:right].split(1024))
-    return torch.cat([F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte() for c in chunks])
+    return torch.cat(
+        [
+            F.interpolate(c.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+            for c in chunks
+        ]
+    )
 
 # %% ../../nbs/data/images.ipynb #6843fe09
-def from_arrays(images: Any,  # array or tensor in any layout of `channels_first`
-                labels: Any = None,  # N integers (-1 = unlabelled) or names, with gaps where there is none; None = all unlabelled
-                classes: Sequence[str] | None = None,  # class names in order; None = taken from the labels
-                size: int = 0,  # side S in pixels; 0 = as they are
-                source: str = "arrays",  # what to call this set
-                fit: str = "crop",  # see `FITS`
-                ) -> ImageSet:  # the same pixels, checked
+def from_arrays(
+    images: Any,  # array or tensor in any layout of `channels_first`
+    # N integers (-1 = unlabelled) or names, with gaps where there is none; None = all unlabelled
+    labels: Any = None,
+    classes: Sequence[str] | None = None,  # class names in order; None = taken from the labels
+    size: int = 0,  # side S in pixels; 0 = as they are
+    source: str = "arrays",  # what to call this set
+    fit: str = "crop",  # see `FITS`
+) -> ImageSet:  # the same pixels, checked
     "An `ImageSet` from arrays. ValueError for other layouts, other types and labels that do not fit."
     pixels = torch.from_numpy(channels_first(to_uint8(as_array(images))))
     values = [None] * len(pixels) if labels is None else label_values(labels)
-    if named := any(isinstance(v, str) for v in values) or any(v is not None and (isinstance(v, bool) or v != int(v)) for v in values):
+    if named := any(isinstance(v, str) for v in values) or any(
+        v is not None and (isinstance(v, bool) or v != int(v)) for v in values
+    ):
         values = ["" if v is None else str(v) for v in values]
-    numbers, names = label_numbers(np.array(values, dtype=object) if named else np.array([-1 if v is None else int(v) for v in values], dtype=np.int64), classes)
+    numbers, names = label_numbers(
+        np.array(values, dtype=object)
+        if named
+        else np.array([-1 if v is None else int(v) for v in values], dtype=np.int64),
+        classes,
+    )
     return ImageSet(resize_images(pixels, size, fit), numbers, names, tuple(map(str, range(len(pixels)))), source)
 
 # %% ../../nbs/data/images.ipynb #3ef6f80f
-def hash_order(index: Iterable[int],  # what to order
-               seed: Any,  # anything that prints the same everywhere
-               ) -> list[int]:  # the same indices, shuffled
+def hash_order(
+    index: Iterable[int],  # what to order
+    seed: Any,  # anything that prints the same everywhere
+) -> list[int]:  # the same indices, shuffled
     "A shuffle that is the same on every machine: sorted by the SHA-256 of 'seed:index'."
     return sorted(index, key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
 
 # %% ../../nbs/data/images.ipynb #d1a2b3c5
-def load_digits_part(part: str,  # "train" (1,297 images) or "test" (500 images, 50 a class)
-                     ) -> tuple[np.ndarray, np.ndarray, list[int]]:  # (N, 8, 8) uint8, (N,) labels, rows in scikit-learn's order
+def load_digits_part(
+    part: str,  # "train" (1,297 images) or "test" (500 images, 50 a class)
+    # (N, 8, 8) uint8, (N,) labels, rows in scikit-learn's order
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     "scikit-learn's digits with a fixed, stratified test part."
     from sklearn.datasets import load_digits
+
     digits = load_digits()
     test = {i for k in range(10) for i in hash_order(np.flatnonzero(digits.target == k).tolist(), "digits")[:50]}
     rows = [i for i in range(len(digits.target)) if (i in test) == (part == "test")]

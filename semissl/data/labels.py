@@ -21,11 +21,12 @@ from torch import Tensor
 __all__ = ['WORDS', 'is_missing', 'as_list', 'label_values', 'label_rows', 'class_name', 'class_names', 'alike', 'label_numbers']
 
 # %% ../../nbs/data/labels.ipynb #25bda11b
-WORDS = ("-1", "nan", "NaN", "<NA>", "NaT")   # what NumPy and pandas make of a missing label beside names
+WORDS = ("-1", "nan", "NaN", "<NA>", "NaT")  # what NumPy and pandas make of a missing label beside names
 
 
-def is_missing(value: Any  # a label
-               ) -> bool:  # True when it is none
+def is_missing(
+    value: Any,  # a label
+) -> bool:  # True when it is none
     "None, NaN, NA, NaT, -1, an empty string, or one of `WORDS`."
     if value is None or isinstance(value, (bool, np.bool_)):
         return value is None
@@ -39,8 +40,9 @@ def is_missing(value: Any  # a label
         return True
 
 # %% ../../nbs/data/labels.ipynb #bc0c0e94
-def as_list(y: Any  # labels in a list, an array, a tensor, a column of pandas, anything that is gone through
-            ) -> list:  # plain Python values, or NumPy's dates
+def as_list(
+    y: Any,  # labels in a list, an array, a tensor, a column of pandas, anything that is gone through
+) -> list:  # plain Python values, or NumPy's dates
     "One value a label; ValueError for a table of several columns."
     y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
     if len(getattr(y, "shape", (0,))) == 2 and y.shape[1] == 1:
@@ -53,52 +55,72 @@ def as_list(y: Any  # labels in a list, an array, a tensor, a column of pandas, 
     return [v.item() if isinstance(v, np.generic) and not isinstance(v, np.datetime64) else v for v in values]
 
 
-def label_values(y: Any,  # labels, see `as_list`
-                 ) -> list:  # one Python value a label, None where there is none
+def label_values(
+    y: Any,  # labels, see `as_list`
+) -> list:  # one Python value a label, None where there is none
     "Labels with gaps; warns of words that stand for a gap, ValueError for kinds that do not go together."
     values = as_list(y)
     if words := Counter(str(v).strip() for v in values if isinstance(v, str) and v.strip() in WORDS):
-        warnings.warn(f"{', '.join(f'{n} labels {w!r}' for w, n in words.items())} are taken for missing: a class of that name needs another one", stacklevel=3)
+        warnings.warn(
+            f"{', '.join(f'{n} labels {w!r}' for w, n in words.items())} are taken for missing: a class of that name "
+            f"needs another one",
+            stacklevel=3,
+        )
     values = [None if is_missing(v) else v for v in values]
-    kinds = {"a number" if isinstance(v, (int, float)) and not isinstance(v, bool) else type(v).__name__: v for v in values if v is not None}
+    kinds = {
+        "a number" if isinstance(v, (int, float)) and not isinstance(v, bool) else type(v).__name__: v
+        for v in values
+        if v is not None
+    }
     if len(kinds) > 1:
         raise ValueError(f"expected labels of one kind, got {' and '.join(f'{v!r} ({k})' for k, v in kinds.items())}")
     return values
 
 # %% ../../nbs/data/labels.ipynb #6e8779ee
-def label_rows(y: Any,  # N labels, see `as_list`; None = no label at all
-               n: int,  # N
-               ) -> tuple[Tensor, np.ndarray]:  # (N,) int64 with -1, (K,) the classes
-    "Labels of any kind to numbers; ValueError for another length, or a single class; warns of classes that are nearly alike."
+def label_rows(
+    y: Any,  # N labels, see `as_list`; None = no label at all
+    n: int,  # N
+) -> tuple[Tensor, np.ndarray]:  # (N,) int64 with -1, (K,) the classes
+    """Labels of any kind to numbers; ValueError for another length, or a single class; warns of classes that are nearly
+    alike."""
     values = [None] * n if y is None else label_values(y)
     if len(values) != n:
         raise ValueError(f"expected {n} labels, one for each image, got {len(values)}")
     known = [v for v in values if v is not None]
     dated = known and isinstance(known[0], (date, np.datetime64))
-    classes, numbers = np.unique(np.array(known, dtype="datetime64[s]" if dated and isinstance(known[0], date) else None), return_inverse=True)
+    classes, numbers = np.unique(
+        np.array(known, dtype="datetime64[s]" if dated and isinstance(known[0], date) else None), return_inverse=True
+    )
     if len(classes) == 1:
         raise ValueError(f"expected labels of at least 2 classes, or none at all, got 1 class: {classes.tolist()[0]!r}")
     if same := alike(class_names(classes)):
-        warnings.warn(f"the classes {' and '.join(map(repr, same[0]))} differ in case or white space only", stacklevel=2)
+        warnings.warn(
+            f"the classes {' and '.join(map(repr, same[0]))} differ in case or white space only", stacklevel=2
+        )
     labels = torch.full((n,), -1)
-    labels[torch.tensor([v is not None for v in values], dtype=torch.bool)] = torch.from_numpy(numbers.reshape(-1).astype(np.int64))
+    labels[torch.tensor([v is not None for v in values], dtype=torch.bool)] = torch.from_numpy(
+        numbers.reshape(-1).astype(np.int64)
+    )
     return labels, classes
 
 
-def class_name(value: Any  # a class
-               ) -> str:  # as it is written
+def class_name(
+    value: Any,  # a class
+) -> str:  # as it is written
     "The name of a class: bytes are UTF-8."
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def class_names(classes: np.ndarray  # (K,) from `label_rows`
-                ) -> list[str]:  # K names, as a file keeps them
+def class_names(
+    classes: np.ndarray,  # (K,) from `label_rows`
+) -> list[str]:  # K names, as a file keeps them
     "The names of classes of any type."
     return [class_name(v) for v in (classes if classes.dtype.kind == "M" else classes.tolist())]
 
 
-def alike(names: Iterable[str]  # of classes
-          ) -> list[list[str]]:  # groups of names that a person would read as one
+def alike(
+    names: Iterable[str],  # of classes
+) -> list[list[str]]:  # groups of names that a person would read as one
     "Names that differ in case, white space or Unicode form only."
     groups: dict[str, list[str]] = {}
     for name in sorted(set(names)):
@@ -106,9 +128,10 @@ def alike(names: Iterable[str]  # of classes
     return [group for group in groups.values() if len(group) > 1]
 
 # %% ../../nbs/data/labels.ipynb #481b489f
-def label_numbers(labels: Any,  # class names or integers (-1 = unlabelled), N of them
-                  classes: Sequence[str] | None,  # known class names in order; None = take them from the labels
-                  ) -> tuple[Tensor, tuple[str, ...]]:  # (N,) int64, class names
+def label_numbers(
+    labels: Any,  # class names or integers (-1 = unlabelled), N of them
+    classes: Sequence[str] | None,  # known class names in order; None = take them from the labels
+) -> tuple[Tensor, tuple[str, ...]]:  # (N,) int64, class names
     "Names or numbers to int64 labels. ValueError for a name outside `classes`."
     values = np.asarray(labels)
     if values.dtype.kind in "iu":

@@ -22,30 +22,50 @@ __all__ = ['PARTS', 'part_of', 'outer_folder', 'parts_in', 'place', 'check_class
            'unique_names']
 
 # %% ../../nbs/data/layout.ipynb #e97fe6b0
-PARTS = dict(train="train", training="train", test="test", testing="test", val="validation", valid="validation", validation="validation", unlabelled="unlabelled", unlabeled="unlabelled")
+PARTS = dict(
+    train="train",
+    training="train",
+    test="test",
+    testing="test",
+    val="validation",
+    valid="validation",
+    validation="validation",
+    unlabelled="unlabelled",
+    unlabeled="unlabelled",
+)
 
 
-def part_of(folder: str  # its name
-            ) -> str:  # a part, "unlabelled", or "" for any other name
+def part_of(
+    folder: str,  # its name
+) -> str:  # a part, "unlabelled", or "" for any other name
     "What a folder's name says, in capitals or not."
     return PARTS.get(folder.casefold(), "")
 
 
-def outer_folder(names: Sequence[str],  # of the images of one folder or archive
-                 folders: Sequence[str] = (),  # of its folders, with or without images
-                 ) -> str:  # "repo-main/photos/" when everything that matters lies below that, else ""
-    "The wrapping folders that carry no meaning, if there are some: the only folder of its level, with folders that hold images in it."
+def outer_folder(
+    names: Sequence[str],  # of the images of one folder or archive
+    folders: Sequence[str] = (),  # of its folders, with or without images
+) -> str:  # "repo-main/photos/" when everything that matters lies below that, else ""
+    """The wrapping folders that carry no meaning, if there are some: the only folder of its level, with folders that
+    hold images in it."""
     outer = ""
     while True:
-        below = [name[len(outer):] for name in names if name.startswith(outer)]
-        heads = {name.split("/")[0] for name in below if "/" in name} | {name[len(outer):].split("/")[0] for name in folders if name.startswith(outer) and len(name) > len(outer)}
-        if len(heads) != 1 or part_of(head := heads.pop()) or not any(name.startswith(head + "/") and name.count("/") > 1 for name in below):
+        below = [name[len(outer) :] for name in names if name.startswith(outer)]
+        heads = {name.split("/")[0] for name in below if "/" in name} | {
+            name[len(outer) :].split("/")[0] for name in folders if name.startswith(outer) and len(name) > len(outer)
+        }
+        if (
+            len(heads) != 1
+            or part_of(head := heads.pop())
+            or not any(name.startswith(head + "/") and name.count("/") > 1 for name in below)
+        ):
             return outer
         outer += head + "/"
 
 
-def parts_in(names: Sequence[str]  # of all images, outer folders removed
-             ) -> set[str]:  # the folders at the top that are parts; none where the top holds classes
+def parts_in(
+    names: Sequence[str],  # of all images, outer folders removed
+) -> set[str]:  # the folders at the top that are parts; none where the top holds classes
     "Which folders are parts. ValueError for parts and classes side by side."
     inner: dict[str, set[str]] = {}
     for name in names:
@@ -58,22 +78,27 @@ def parts_in(names: Sequence[str]  # of all images, outer folders removed
         return parts
     below = {top: folders for top, folders in inner.items() if top in parts and folders}
     if odd := {top for top, folders in below.items() if not folders <= classes or part_of(top) == "train"}:
-        raise ValueError(f"expected class folders, or train/ and test/ with the class folders in them, got both: {sorted(odd)} beside {sorted(classes)[:3]}")
+        raise ValueError(
+            f"expected class folders, or train/ and test/ with the class folders in them, got both: {sorted(odd)} "
+            f"beside {sorted(classes)[:3]}"
+        )
     return set(below)  # cat/ and dog/ to train on, test/cat/ and test/dog/ beside them
 
 
-def place(name: str,  # a name within the source, outer folders removed
-          parts: set[str],  # from `parts_in`
-          ) -> tuple[str, str]:  # part ("train", "test" or "validation"), class name ("" = unlabelled)
+def place(
+    name: str,  # a name within the source, outer folders removed
+    parts: set[str],  # from `parts_in`
+) -> tuple[str, str]:  # part ("train", "test" or "validation"), class name ("" = unlabelled)
     "What one name says about its image."
     *folders, _ = name.split("/")
     part = part_of(folders.pop(0)) if folders and folders[0] in parts else "train"
     return part, "" if not folders or part_of(folders[0]) == "unlabelled" else unicodedata.normalize("NFC", folders[0])
 
 # %% ../../nbs/data/layout.ipynb #52f490a2
-def check_classes(classes: Iterable[str],  # names of classes that have images
-                  wanted: Iterable[str] = (),  # names of class folders, images or not
-                  ) -> tuple[str, ...]:  # the classes in plain string order
+def check_classes(
+    classes: Iterable[str],  # names of classes that have images
+    wanted: Iterable[str] = (),  # names of class folders, images or not
+) -> tuple[str, ...]:  # the classes in plain string order
     "ValueError for names that differ only in case or white space, and for class folders without any image."
     names = sorted(set(classes))
     if same := alike(names):
@@ -89,6 +114,7 @@ class MissingPart(ValueError):
 
 class Listing(NamedTuple):
     "Every image of a source, in order, and what its name says."
+
     entries: list[Entry]  # where the bytes lie
     places: list[tuple[str, str]]  # (part, class) of each
     classes: tuple[str, ...]  # all class names, both parts
@@ -96,8 +122,9 @@ class Listing(NamedTuple):
     told: str  # what a name was taken for, where that is not plain; "" when all is
 
 # %% ../../nbs/data/layout.ipynb #d32d97c7
-def list_source(files: Sequence[Path]  # one folder, or one or several archives
-                ) -> Listing:  # the images in sorted order over the joined files
+def list_source(
+    files: Sequence[Path],  # one folder, or one or several archives
+) -> Listing:  # the images in sorted order over the joined files
     "List, interpret and check. ValueError when there is no image at all."
     rows, folders, aside, loose = [], [], Counter(), []
     for file in files:
@@ -106,28 +133,48 @@ def list_source(files: Sequence[Path]  # one folder, or one or several archives
         inside = [(entry, entry.name.removeprefix(outer)) for entry in found.entries]
         loose += [file.stem] if found.entries and not any("/" in name for _, name in inside) else []
         rows += [(entry, name, file.stem) for entry, name in inside]
-        folders += [name[len(outer):] for name in found.folders if name.startswith(outer) and len(name) > len(outer) and not is_image_name(name)]  # an empty folder 1.png is no class
+        # an empty folder 1.png is no class
+        folders += [
+            name[len(outer) :]
+            for name in found.folders
+            if name.startswith(outer) and len(name) > len(outer) and not is_image_name(name)
+        ]
         aside.update(found.aside)
     if not rows:
         inner = sorted(f.name for f in files[0].glob("*.zip")) if files[0].is_dir() else []
-        way = f": name its archives instead, {','.join(str(files[0] / n) for n in inner[:3])}{',...' if len(inner) > 3 else ''}" if inner else ""
+        way = (
+            f": name its archives instead, "
+            f"{','.join(str(files[0] / n) for n in inner[:3])}{',...' if len(inner) > 3 else ''}"
+            if inner
+            else ""
+        )
         raise ValueError(f"expected images ({' '.join(SUFFIXES)}), got none in {', '.join(str(f) for f in files)}{way}")
     if len(files) > 1 and len(loose) == len(files) and len({re.sub(r"\d", "", stem) for stem in loose}) > 1:
-        rows = [(entry, f"{stem}/{name}", stem) for entry, name, stem in rows]  # cats.zip and dogs.zip, not takeout-1.zip and takeout-2.zip
+        # cats.zip and dogs.zip, not takeout-1.zip and takeout-2.zip
+        rows = [(entry, f"{stem}/{name}", stem) for entry, name, stem in rows]
     rows.sort()
     parts = parts_in([name for _, name, _ in rows])
     places = [place(name, parts) for _, name, _ in rows]
     wanted = {place(name + "/", parts)[1] for name in folders if not parts or "/" in name or name not in parts} - {""}
     classes = check_classes({c for _, c in places} - {""}, wanted)
     there = {part for part, _ in places}
-    told = "" if "validation" not in there else "the validation folder is taken as test set" if "test" not in there else "the images of the validation folder are for training too"
+    told = (
+        ""
+        if "validation" not in there
+        else "the validation folder is taken as test set"
+        if "test" not in there
+        else "the images of the validation folder are for training too"
+    )
     if told:
-        places = [("test" if "test" not in there else "train", c) if part == "validation" else (part, c) for part, c in places]
+        places = [
+            ("test" if "test" not in there else "train", c) if part == "validation" else (part, c) for part, c in places
+        ]
     return Listing(unique_names([entry for entry, _, _ in rows]), places, classes, dict(aside), told)
 
 
-def unique_names(entries: list[Entry]  # listed images of joined archives
-                 ) -> list[Entry]:  # the same, with the archive's name in front where two share a name
+def unique_names(
+    entries: list[Entry],  # listed images of joined archives
+) -> list[Entry]:  # the same, with the archive's name in front where two share a name
     "Two archives may both hold cat/1.png: then the archive's name goes in front."
     counts = Counter(entry.name for entry in entries)
     return [e._replace(name=f"{Path(e.file).name}/{e.name}") if counts[e.name] > 1 else e for e in entries]

@@ -22,8 +22,9 @@ from .images import ImageSet
 __all__ = ['mix', 'random_keys', 'balanced_rounds', 'Batch', 'FewLabelLoader', 'epoch_rows', 'fits', 'Ahead']
 
 # %% ../../nbs/data/loader.ipynb #8068a9ec
-def mix(x: np.ndarray  # uint64
-        ) -> np.ndarray:  # uint64, random-looking, the same everywhere
+def mix(
+    x: np.ndarray,  # uint64
+) -> np.ndarray:  # uint64, random-looking, the same everywhere
     "splitmix64 (Steele, Lea and Flood 2014)."
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -31,25 +32,28 @@ def mix(x: np.ndarray  # uint64
     return x ^ (x >> np.uint64(31))
 
 
-def random_keys(rows: int,  # n, how many keys for each counter
-                seed: int,  # of the run
-                stream: int,  # keeps different uses apart
-                counters: np.ndarray,  # (R,) epochs or rounds
-                ) -> np.ndarray:  # (R, n) uint64
+def random_keys(
+    rows: int,  # n, how many keys for each counter
+    seed: int,  # of the run
+    stream: int,  # keeps different uses apart
+    counters: np.ndarray,  # (R,) epochs or rounds
+) -> np.ndarray:  # (R, n) uint64
     "Keys to sort by: a function of (seed, stream, counter, row) and nothing else."
     base = mix(mix(np.array([seed % 2**64], np.uint64)) + np.uint64(stream))
     return mix(mix(base + counters.astype(np.uint64))[:, None] + np.arange(rows, dtype=np.uint64))
 
 # %% ../../nbs/data/loader.ipynb #5060569f
-def balanced_rounds(labels: np.ndarray,  # (n,) class of each labelled image
-                    seed: int,  # of the run
-                    first: int,  # first round
-                    last: int,  # round after the last
-                    ) -> np.ndarray:  # (last - first, n) positions, each row a permutation
+def balanced_rounds(
+    labels: np.ndarray,  # (n,) class of each labelled image
+    seed: int,  # of the run
+    first: int,  # first round
+    last: int,  # round after the last
+) -> np.ndarray:  # (last - first, n) positions, each row a permutation
     "Shuffled passes over the labelled images in which the classes take turns."
     rounds, n = np.arange(first, last), len(labels)
     keys = random_keys(n, seed, 1, rounds)  # (R, n)
-    by_class = np.lexsort((keys, np.broadcast_to(labels, keys.shape)), axis=1)  # classes one after the other, shuffled inside
+    # classes one after the other, shuffled inside
+    by_class = np.lexsort((keys, np.broadcast_to(labels, keys.shape)), axis=1)
     ordered = np.sort(labels)
     turn = np.arange(n) - np.searchsorted(ordered, ordered)  # (n,) 0 for the first of each class, then 1, ...
     order = np.lexsort((random_keys(n, seed, 2, rounds), np.broadcast_to(turn, keys.shape)), axis=1)
@@ -58,30 +62,38 @@ def balanced_rounds(labels: np.ndarray,  # (n,) class of each labelled image
 # %% ../../nbs/data/loader.ipynb #6866c0ff
 class Batch(NamedTuple):
     "What one training step sees."
+
     unlabelled: Tensor  # (U, 3, S, S) uint8, of all images
     labelled: Tensor  # (L, 3, S, S) uint8
     labels: Tensor  # (L,) int64
-    rows: Tensor  # (U+L,) int64, the places of these images among all: one may be in both, and twice among few labelled ones
+    # (U+L,) int64, the places of these images among all: one may be in both, and twice among few labelled ones
+    rows: Tensor
     step: int  # global step, counted from 0 over all epochs
 
 
 class FewLabelLoader:
     "Labelled and unlabelled batches of one epoch; ValueError when a batch does not fit the data or the ranks."
-    def __init__(self,
-                 images: ImageSet,  # from `hide_labels`: only the labels that training may see
-                 batch_size: int,  # U, unlabelled rows of the whole batch (all ranks together)
-                 labelled_batch_size: int,  # L, labelled rows of the whole batch; repeats images when it exceeds them
-                 seed: int,  # with the step it decides every batch
-                 device: str | torch.device = "cpu",  # where the batches are wanted
-                 rank: int = 0,  # which slice of the batch this process takes
-                 world: int = 1,  # how many processes share a batch
-                 start_step: int = 0,  # batches that were already used
-                 resident: bool | None = None,  # keep all pixels on the device; None = when they take under half its free memory
-                 ) -> None:
+
+    def __init__(
+        self,
+        images: ImageSet,  # from `hide_labels`: only the labels that training may see
+        batch_size: int,  # U, unlabelled rows of the whole batch (all ranks together)
+        labelled_batch_size: int,  # L, labelled rows of the whole batch; repeats images when it exceeds them
+        seed: int,  # with the step it decides every batch
+        device: str | torch.device = "cpu",  # where the batches are wanted
+        rank: int = 0,  # which slice of the batch this process takes
+        world: int = 1,  # how many processes share a batch
+        start_step: int = 0,  # batches that were already used
+        # keep all pixels on the device; None = when they take under half its free memory
+        resident: bool | None = None,
+    ) -> None:
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"expected a batch_size from 1 to the number of images ({len(images)}), got {batch_size}")
         if labelled_batch_size < 0 or batch_size % world or labelled_batch_size % world or not 0 <= rank < world:
-            raise ValueError(f"expected batch sizes that {world} ranks can share and a rank below that, got {batch_size}, {labelled_batch_size} and rank {rank}")
+            raise ValueError(
+                f"expected batch sizes that {world} ranks can share and a rank below that, got {batch_size}, "
+                f"{labelled_batch_size} and rank {rank}"
+            )
         self.images, self.seed, self.device, self.step = images, seed, torch.device(device), start_step
         self.batch_size, self.labelled_batch_size, self.rank, self.world = batch_size, labelled_batch_size, rank, world
         self.rows = (images.labels >= 0).nonzero()[:, 0].numpy()  # (n,) the labelled images
@@ -111,7 +123,12 @@ class FewLabelLoader:
         if epoch != self.epoch:
             where = self.device if self.resident else torch.device("cpu")
             mine, labelled = epoch_rows(self, epoch)
-            self.plan = (mine.to(where), labelled.to(where), self.images.labels[labelled].to(self.device), torch.cat([mine, labelled], 1).to(self.device))
+            self.plan = (
+                mine.to(where),
+                labelled.to(where),
+                self.images.labels[labelled].to(self.device),
+                torch.cat([mine, labelled], 1).to(self.device),
+            )
             self.epoch = epoch
 
     def gather(self, k: int) -> tuple[Tensor, Tensor]:
@@ -119,39 +136,44 @@ class FewLabelLoader:
         return tuple(self.pixels.index_select(0, rows[k]) for rows in self.plan[:2])
 
 # %% ../../nbs/data/loader.ipynb #611c71ef
-def epoch_rows(loader: FewLabelLoader,  # its sizes, seed and rank
-               epoch: int,  # counted from 0
-               ) -> tuple[Tensor, Tensor]:  # (steps, U / world) and (steps, L / world) int64 rows of the images
+def epoch_rows(
+    loader: FewLabelLoader,  # its sizes, seed and rank
+    epoch: int,  # counted from 0
+) -> tuple[Tensor, Tensor]:  # (steps, U / world) and (steps, L / world) int64 rows of the images
     "The rows of every batch of one epoch, this rank's share."
     steps, U, L, n = len(loader), loader.batch_size, loader.labelled_batch_size, len(loader.rows)
     order = np.argsort(random_keys(len(loader.images), loader.seed, 0, np.array([epoch]))[0], kind="stable")
-    unlabelled = order[:steps * U].reshape(steps, U)
+    unlabelled = order[: steps * U].reshape(steps, U)
     labelled = np.empty((steps, 0), np.int64)
     if n and L:
         begin, end = epoch * steps * L, (epoch + 1) * steps * L  # positions in the endless sequence of rounds
         rounds = balanced_rounds(loader.images.labels.numpy()[loader.rows], loader.seed, begin // n, -(-end // n))
-        labelled = loader.rows[rounds.ravel()[begin % n:][:steps * L]].reshape(steps, L)
+        labelled = loader.rows[rounds.ravel()[begin % n :][: steps * L]].reshape(steps, L)
     share = lambda a: torch.from_numpy(np.ascontiguousarray(np.split(a, loader.world, axis=1)[loader.rank]))
     return share(unlabelled), share(labelled)
 
 
-def fits(images: Tensor,  # (N, 3, S, S) uint8
-         device: torch.device,  # where they would lie
-         ) -> bool:  # True on a CPU, and where they take under half of the free memory
+def fits(
+    images: Tensor,  # (N, 3, S, S) uint8
+    device: torch.device,  # where they would lie
+) -> bool:  # True on a CPU, and where they take under half of the free memory
     "Whether all pixels may live on the device."
     return device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
 
 # %% ../../nbs/data/loader.ipynb #9ba41a42
 class Ahead:
     "Reads one batch ahead in a thread; on a GPU the copy is pinned and runs beside the computation."
-    def __init__(self,
-                 gather: Any,  # k -> tensors on the CPU
-                 steps: int,  # batches in the epoch
-                 device: torch.device,  # where they are wanted
-                 ) -> None:
+
+    def __init__(
+        self,
+        gather: Any,  # k -> tensors on the CPU
+        steps: int,  # batches in the epoch
+        device: torch.device,  # where they are wanted
+    ) -> None:
         self.gather, self.steps, self.device = gather, steps, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        mine = partial(torch.cuda.set_device, self.stream.device) if self.stream else None  # else the thread would work on device 0, whatever the rank
+        # else the thread would work on device 0, whatever the rank
+        mine = partial(torch.cuda.set_device, self.stream.device) if self.stream else None
         self.thread, self.next = ThreadPoolExecutor(1, initializer=mine), (-1, None)
 
     def read(self, k: int) -> tuple[Tensor, ...]:

@@ -28,10 +28,12 @@ from .sources import load_images
 __all__ = ['one_picture', 'flat_side', 'batch_of', 'items_of', 'split_pairs', 'from_items', 'read_any', 'as_images']
 
 # %% ../../nbs/data/pictures.ipynb #c4e40001
-def one_picture(image: Any,  # a path, the bytes of a file, a Pillow picture, an array or a tensor (H, W), (H, W, 1|3|4) or (1|3|4, H, W)
-                size: int,  # S; 0 = as it is
-                fit: str = "crop",  # see `FITS`
-                ) -> Tensor:  # (3, H, W) uint8, with H = W = S when size > 0
+# a path, the bytes of a file, a Pillow picture, an array or a tensor (H, W), (H, W, 1|3|4) or (1|3|4, H, W)
+def one_picture(
+    image: Any,
+    size: int,  # S; 0 = as it is
+    fit: str = "crop",  # see `FITS`
+) -> Tensor:  # (3, H, W) uint8, with H = W = S when size > 0
     "One image of any kind; ValueError naming a file that cannot be read."
     if isinstance(image, (str, Path, bytes)):
         try:
@@ -52,68 +54,94 @@ def one_picture(image: Any,  # a path, the bytes of a file, a Pillow picture, an
     return (resize_images(pixels, size, fit) if size else pixels)[0]
 
 # %% ../../nbs/data/pictures.ipynb #924eed23
-def flat_side(columns: int  # F, of a table
-              ) -> tuple[int, ...]:  # (S, S) or (S, S, 3); () when no image has so many pixels
+def flat_side(
+    columns: int,  # F, of a table
+) -> tuple[int, ...]:  # (S, S) or (S, S, 3); () when no image has so many pixels
     "The shape of the image in a row of F = S * S or S * S * 3 pixels."
-    for shape in ((round(columns**0.5),) * 2, (round((columns / 3)**0.5),) * 2 + (3,)):
+    for shape in ((round(columns**0.5),) * 2, (round((columns / 3) ** 0.5),) * 2 + (3,)):
         if columns and np.prod(shape) == columns:
             return shape
     return ()
 
 
-def batch_of(values: np.ndarray  # numbers
-             ) -> np.ndarray:  # (N, H, W), (N, H, W, C) or (N, C, H, W)
+def batch_of(
+    values: np.ndarray,  # numbers
+) -> np.ndarray:  # (N, H, W), (N, H, W, C) or (N, C, H, W)
     "Images out of an array of 2, 3 or 4 axes; ValueError for a shape that can be read in two ways."
     shape = values.shape
     if values.ndim == 2:
         flat = flat_side(shape[1])
         if flat and shape[0] == shape[1] > 1:
-            raise ValueError(f"expected a shape with one meaning, got {shape}: images[None] is one grey picture, images.reshape(-1, {', '.join(map(str, flat))}) is {shape[0]} flat ones")
+            raise ValueError(
+                f"expected a shape with one meaning, got {shape}: images[None] is one grey picture, "
+                f"images.reshape(-1, {', '.join(map(str, flat))}) is {shape[0]} flat ones"
+            )
         if not flat and min(shape) < 16:  # too small for a picture that somebody looks at
             raise ValueError(f"expected rows of S*S or S*S*3 pixels, got {shape[1]} columns")
         return values.reshape(len(values), *flat) if flat else values[None]
     if values.ndim == 3:
         if shape[-1] in (3, 4) and (shape[0] == 1 or min(shape[:2]) >= 8):
-            return values[None]  # nobody's grey images are 3 pixels wide, and of a picture somebody has at least 8
+            # nobody's grey images are 3 pixels wide, and of a picture somebody has at least 8
+            return values[None]
         if shape[0] in (3, 4) or shape[-1] in (3, 4):
-            raise ValueError(f"expected a shape with one meaning, got {shape}: images[None] is one picture in colour, images[:, None] are {shape[0]} grey ones")
+            raise ValueError(
+                f"expected a shape with one meaning, got {shape}: images[None] is one picture in colour, images[:, "
+                f"None] are {shape[0]} grey ones"
+            )
     return values
 
 # %% ../../nbs/data/pictures.ipynb #5e87a6c6
-def items_of(images: Any  # anything that is gone through, or a data set with a length and rows
-             ) -> list:
+def items_of(
+    images: Any,  # anything that is gone through, or a data set with a length and rows
+) -> list:
     "Its items, in order: sorted where it has none."
     if isinstance(images, Set) and not isinstance(images, Mapping):
         return sorted(images, key=str)
     if hasattr(images, "dataset") and hasattr(images, "batch_size"):
         raise ValueError("expected images one by one, got a DataLoader: give its dataset")
-    if hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Mapping) and not hasattr(images, "iloc"):
+    if (
+        hasattr(images, "__getitem__")
+        and hasattr(images, "__len__")
+        and not isinstance(images, Mapping)
+        and not hasattr(images, "iloc")
+    ):
         return [images[i] for i in range(len(images))]  # a data set may be endless to `iter`
     if not isinstance(images, Iterable):
         raise ValueError(f"expected images, got {type(images).__name__}")
     return list(images)
 
 
-def split_pairs(items: list  # images, pairs (image, label) or rows {"image": ..., "label": ...}
-                ) -> tuple[list, list | None]:  # images, labels; None = there are none
+def split_pairs(
+    items: list,  # images, pairs (image, label) or rows {"image": ..., "label": ...}
+) -> tuple[list, list | None]:  # images, labels; None = there are none
     "Take labels off the images where they come together."
     if items and all(isinstance(v, Mapping) for v in items):
-        image, label = (next((k for k in items[0] if k in known), None) for known in (("image", "img", "path", "file"), ("label", "labels", "fine_label", "class")))
+        image, label = (
+            next((k for k in items[0] if k in known), None)
+            for known in (("image", "img", "path", "file"), ("label", "labels", "fine_label", "class"))
+        )
         if image is None:
             raise ValueError(f"expected rows with an image, got {list(items[0])}")
         return [row[image] for row in items], None if label is None else [row[label] for row in items]
-    def single(v): return v is None or isinstance(v, (str, int, float, np.generic)) or isinstance(v, Tensor) and v.ndim == 0
-    if items and all(isinstance(v, tuple) and len(v) == 2 and not isinstance(v[0], (int, float)) and single(v[1]) for v in items):
+
+    def single(v):
+        return v is None or isinstance(v, (str, int, float, np.generic)) or isinstance(v, Tensor) and v.ndim == 0
+
+    if items and all(
+        isinstance(v, tuple) and len(v) == 2 and not isinstance(v[0], (int, float)) and single(v[1]) for v in items
+    ):
         return [v[0] for v in items], [v[1] for v in items]
     return items, None
 
 
-def from_items(images: Any,  # see `items_of`
-               size: int,  # S; 0 = as they are, when all are alike
-               max_bad_share: float = 0.0,  # share of them that may be unreadable
-               fit: str = "crop",  # see `FITS`
-               ) -> tuple[ImageSet, list[int]]:  # the images, and which of the items they are
-    "Images one by one; warns of unreadable ones that are left aside, ValueError for too many of them, for none, and for shapes that differ without a size."
+def from_items(
+    images: Any,  # see `items_of`
+    size: int,  # S; 0 = as they are, when all are alike
+    max_bad_share: float = 0.0,  # share of them that may be unreadable
+    fit: str = "crop",  # see `FITS`
+) -> tuple[ImageSet, list[int]]:  # the images, and which of the items they are
+    """Images one by one; warns of unreadable ones that are left aside, ValueError for too many of them, for none, and
+    for shapes that differ without a size."""
     values, y = split_pairs(items_of(images))
     if not values:
         raise ValueError("expected at least 1 image, got none")
@@ -124,14 +152,23 @@ def from_items(images: Any,  # see `items_of`
         except ValueError as err:
             if len(bad) + 1 > max_bad_share * len(values):
                 way = "" if max_bad_share else ": mend it or leave it out of the list"
-                raise ValueError(f"{err}{way}" if not bad else f"expected at most {max_bad_share:.1%} bad images, got {len(bad) + 1} of {len(values)}, {err} for one: raise max_bad_share to go on without them") from err
+                raise ValueError(
+                    f"{err}{way}"
+                    if not bad
+                    else f"expected at most {max_bad_share:.1%} bad images, got {len(bad) + 1} of {len(values)}, "
+                    f"{err} for one: raise max_bad_share to go on without them"
+                ) from err
             bad[i] = str(err)
     kept = list(pictures)
     if bad:
-        warnings.warn(f"{len(bad)} of {len(values)} images are left aside: {'; '.join(list(bad.values())[:3])}", stacklevel=3)
+        warnings.warn(
+            f"{len(bad)} of {len(values)} images are left aside: {'; '.join(list(bad.values())[:3])}", stacklevel=3
+        )
     first = pictures[kept[0]].shape
     if odd := [p.shape for p in pictures.values() if p.shape != first]:
-        raise SizeNeeded(f"expected images of one size or an image_size, got {tuple(first[1:])} and {tuple(odd[0][1:])}")
+        raise SizeNeeded(
+            f"expected images of one size or an image_size, got {tuple(first[1:])} and {tuple(odd[0][1:])}"
+        )
     names = tuple(str(values[i]) if isinstance(values[i], (str, Path)) else str(i) for i in kept)
     labels, classes = torch.full((len(kept),), -1), ()
     if y is not None:
@@ -140,18 +177,38 @@ def from_items(images: Any,  # see `items_of`
         named = list(getattr(images, "classes", ()) or ())
         if named and all(isinstance(k, int) and k < len(named) for k in found.tolist()):
             classes = tuple(str(named[k]) for k in found.tolist())
-    return ImageSet(resize_images(torch.stack(list(pictures.values())), size, fit), labels, classes, names, "images", tuple(bad.values())), kept
+    return ImageSet(
+        resize_images(torch.stack(list(pictures.values())), size, fit),
+        labels,
+        classes,
+        names,
+        "images",
+        tuple(bad.values()),
+    ), kept
 
 # %% ../../nbs/data/pictures.ipynb #9905ff5e
-def read_any(images: Any,  # see `as_images`
-             size: int = 0,  # S; 0 = as they are, when all are alike
-             max_bad_share: float = 0.0,  # share of a list that may be unreadable; a folder's is its own
-             fit: str = "crop",  # see `FITS`
-             ) -> tuple[ImageSet, list[int], int]:  # the images, which of the items they are, and how many items there were
+def read_any(
+    images: Any,  # see `as_images`
+    size: int = 0,  # S; 0 = as they are, when all are alike
+    max_bad_share: float = 0.0,  # share of a list that may be unreadable; a folder's is its own
+    fit: str = "crop",  # see `FITS`
+    # the images, which of the items they are, and how many items there were
+) -> tuple[ImageSet, list[int], int]:
     "Images of any kind; errors as `as_images`."
     if isinstance(images, ImageSet):
         same = size in (0, images.images.shape[-1])
-        found = images if same else ImageSet(resize_images(images.images, size, fit), images.labels, images.classes, images.paths, images.source, images.skipped)
+        found = (
+            images
+            if same
+            else ImageSet(
+                resize_images(images.images, size, fit),
+                images.labels,
+                images.classes,
+                images.paths,
+                images.source,
+                images.skipped,
+            )
+        )
         return found, list(range(len(found))), len(found)
     if isinstance(images, (str, Path)):
         path = Path(images).expanduser()
@@ -173,15 +230,21 @@ def read_any(images: Any,  # see `as_images`
             raise ValueError("expected at least 1 image, got none")
         return found, list(range(len(found))), len(found)
     if isinstance(images, np.ndarray) and images.ndim != 1:
-        raise ValueError(f"expected one image in each row, got a table of {images.dtype} with shape {images.shape}: name its column")
+        raise ValueError(
+            f"expected one image in each row, got a table of {images.dtype} with shape {images.shape}: name its column"
+        )
     items = items_of(images)
     found, kept = from_items(images if hasattr(images, "classes") else items, size, max_bad_share, fit)
     return found, kept, len(items)
 
 
-def as_images(images: Any,  # a folder, a zip, one file, a pattern, "digits" or an ImageSet; a list of paths, pictures, arrays; one array, tensor or table; a data set
-              size: int = 0,  # S; 0 = as they are, when all are alike
-              fit: str = "crop",  # see `FITS`
-              ) -> ImageSet:  # unlabelled unless the source has labels
-    "Images of any kind; ValueError for shapes that differ without a size, that can be read in two ways, and for a file that cannot be read."
+# a folder, a zip, one file, a pattern, "digits" or an ImageSet; a list of paths, pictures, arrays; one array, tensor or
+# table; a data set
+def as_images(
+    images: Any,
+    size: int = 0,  # S; 0 = as they are, when all are alike
+    fit: str = "crop",  # see `FITS`
+) -> ImageSet:  # unlabelled unless the source has labels
+    """Images of any kind; ValueError for shapes that differ without a size, that can be read in two ways, and for a
+    file that cannot be read."""
     return read_any(images, size, fit=fit)[0]

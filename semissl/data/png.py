@@ -16,67 +16,87 @@ import torch
 __all__ = ['scanlines', 'paeth', 'turned', 'unfilter']
 
 # %% ../../nbs/data/png.ipynb #1a5f9a9f
-def scanlines(data: bytes,  # the bytes of one image file
-              side: int,  # wanted side S in pixels
-              ) -> np.ndarray | None:  # (S, 1 + S * channels) uint8, filter type first; None when it is for Pillow to judge
-    "The scanlines of a plain PNG of that side: 8 bits, RGB or grey, not interlaced, one chunk of pixels and nothing else, and whole."
-    if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or data[24:29] not in (b"\x08\2\0\0\0", b"\x08\0\0\0\0") or data[37:41] != b"IDAT":
+def scanlines(
+    data: bytes,  # the bytes of one image file
+    side: int,  # wanted side S in pixels
+    # (S, 1 + S * channels) uint8, filter type first; None when it is for Pillow to judge
+) -> np.ndarray | None:
+    """The scanlines of a plain PNG of that side: 8 bits, RGB or grey, not interlaced, one chunk of pixels and nothing
+    else, and whole."""
+    if (
+        data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+        or data[24:29] not in (b"\x08\2\0\0\0", b"\x08\0\0\0\0")
+        or data[37:41] != b"IDAT"
+    ):
         return None
     width, height, length = struct.unpack(">II9xI", data[16:37])
-    if not width == height == side <= 512 or data[45 + length:] != b"\0\0\0\0IEND\xaeB`\x82":
+    if not width == height == side <= 512 or data[45 + length :] != b"\0\0\0\0IEND\xaeB`\x82":
         return None
     wanted = side * (1 + side * (3 if data[25] else 1))
     with contextlib.suppress(zlib.error):
         pixels = zlib.decompressobj()
-        lines = pixels.decompress(memoryview(data)[41:41 + length], wanted + 1)
-        whole = pixels.eof and len(lines) == wanted and max(lines[::wanted // side]) <= 4
-        if whole and zlib.crc32(memoryview(data)[37:41 + length]) == int.from_bytes(data[41 + length:45 + length]):
+        lines = pixels.decompress(memoryview(data)[41 : 41 + length], wanted + 1)
+        whole = pixels.eof and len(lines) == wanted and max(lines[:: wanted // side]) <= 4
+        if whole and zlib.crc32(memoryview(data)[37 : 41 + length]) == int.from_bytes(data[41 + length : 45 + length]):
             return np.frombuffer(lines, np.uint8).reshape(side, -1)
 
 # %% ../../nbs/data/png.ipynb #a5a8e779
-def paeth(a: np.ndarray,  # int16, left
-          b: np.ndarray,  # int16, above
-          c: np.ndarray,  # int16, above left
-          room: np.ndarray,  # (4, *a.shape) int16, overwritten
-          ) -> np.ndarray:  # a view into `room`
+def paeth(
+    a: np.ndarray,  # int16, left
+    b: np.ndarray,  # int16, above
+    c: np.ndarray,  # int16, above left
+    room: np.ndarray,  # (4, *a.shape) int16, overwritten
+) -> np.ndarray:  # a view into `room`
     "Whichever of a, b, c is nearest to a + b - c, in this order where they tie (Paeth 1991), without a branch."
     to_a, to_b, to_c, least = room
     np.subtract(b, c, out=to_a), np.subtract(a, c, out=to_b)
     np.add(to_a, to_b, out=to_c)
     for distance in (to_a, to_b, to_c):
         np.abs(distance, out=distance)
-    not_a = np.right_shift(np.subtract(np.minimum(to_b, to_c, out=least), to_a, out=least), 15, out=least)  # -1 = all bits set = yes
+    # -1 = all bits set = yes
+    not_a = np.right_shift(np.subtract(np.minimum(to_b, to_c, out=least), to_a, out=least), 15, out=least)
     is_c = np.right_shift(np.subtract(to_c, to_b, out=to_c), 15, out=to_c)
     nearest = np.bitwise_xor(b, np.bitwise_and(np.bitwise_xor(b, c, out=to_b), is_c, out=to_b), out=to_b)
     return np.bitwise_xor(a, np.bitwise_and(np.bitwise_xor(a, nearest, out=to_b), not_a, out=to_b), out=to_b)
 
 
-def turned(x: np.ndarray  # (R, C)
-           ) -> np.ndarray:  # (C, R), contiguous
+def turned(
+    x: np.ndarray,  # (R, C)
+) -> np.ndarray:  # (C, R), contiguous
     "A transposed copy, in blocks that fit the processor's cache."
     return torch.from_numpy(x).T.contiguous().numpy()
 
 # %% ../../nbs/data/png.ipynb #bb107eec
-def unfilter(lines: np.ndarray,  # (N, S, 1 + S * channels) uint8, from `scanlines`
-             ) -> np.ndarray:  # (N, channels, S, S) uint8
+def unfilter(
+    lines: np.ndarray,  # (N, S, 1 + S * channels) uint8, from `scanlines`
+) -> np.ndarray:  # (N, channels, S, S) uint8
     "The pixels of N plain PNGs of one side, diagonal by diagonal."
     n, side, width = lines.shape
     channels = width // side
     by_byte = turned(lines.reshape(n, -1)).reshape(side, width, n)
     row = side + 1, n * channels
-    skew = np.zeros((2 * side + 1, *row), np.int16)  # pixel (x, y) at [2 + x + y, 1 + y]; zeros are what lies outside
-    pixels = np.lib.stride_tricks.as_strided(skew[2:, 1:], (side, side, row[1]), (skew.strides[0] + skew.strides[1], skew.strides[0], 2))  # [y, x]
+    # pixel (x, y) at [2 + x + y, 1 + y]; zeros are what lies outside
+    skew = np.zeros((2 * side + 1, *row), np.int16)
+    # [y, x]
+    pixels = np.lib.stride_tricks.as_strided(
+        skew[2:, 1:], (side, side, row[1]), (skew.strides[0] + skew.strides[1], skew.strides[0], 2)
+    )
     pixels[...] = by_byte[:, 1:].reshape(pixels.shape)
-    looks = [np.tile(-np.isin(by_byte[:, 0], rules).astype(np.int16), channels) for rules in ((1, 4), (2, 4), (4,), (3,))]  # (S, N * channels), -1 = yes
+    # (S, N * channels), -1 = yes
+    looks = [
+        np.tile(-np.isin(by_byte[:, 0], rules).astype(np.int16), channels) for rules in ((1, 4), (2, 4), (4,), (3,))
+    ]
     room, averages = np.empty((7, side, row[1]), np.int16), looks[3].any()
     for d in range(2 * side - 1):
         first, last = max(0, d - side + 1), min(d, side - 1) + 1  # the rows that the diagonal crosses
-        near = skew[d + 1, first + 1:last + 1], skew[d + 1, first:last], skew[d, first:last]  # a, b, c
-        here, rules = room[:, :last - first], [look[first:last] for look in looks]
+        near = skew[d + 1, first + 1 : last + 1], skew[d + 1, first:last], skew[d, first:last]  # a, b, c
+        here, rules = room[:, : last - first], [look[first:last] for look in looks]
         guess = paeth(*(np.bitwise_and(v, rule, out=out) for v, rule, out in zip(near, rules, here[4:])), here[:4])
         if averages:
             guess += (near[0] + near[1] >> 1) & rules[3]
-        x = skew[d + 2, first + 1:last + 1]
+        x = skew[d + 2, first + 1 : last + 1]
         x += guess
         x &= 255
-    return turned(pixels.reshape(side, side, channels, n).transpose(2, 0, 1, 3).astype(np.uint8, order="C").reshape(-1, n)).reshape(n, channels, side, side)
+    return turned(
+        pixels.reshape(side, side, channels, n).transpose(2, 0, 1, 3).astype(np.uint8, order="C").reshape(-1, n)
+    ).reshape(n, channels, side, side)

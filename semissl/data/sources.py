@@ -21,7 +21,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .labels import label_numbers
-from .images import ImageSet, SizeNeeded, channels_first, check_fit, from_arrays, load_digits_part, resize_images, to_uint8
+from semissl.data.images import (
+    ImageSet,
+    SizeNeeded,
+    channels_first,
+    check_fit,
+    from_arrays,
+    load_digits_part,
+    resize_images,
+    to_uint8,
+)
 from .decode import square_pixels
 from .files import plain_reason
 from .layout import MissingPart
@@ -33,81 +42,115 @@ __all__ = ['PICTURES', 'understood', 'left_aside', 'from_files', 'from_pictures'
            'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes', 'clear_cache']
 
 # %% ../../nbs/data/sources.ipynb #ac940b0f
-def understood(images: ImageSet,  # the training part
-               places: Sequence[Sequence[str]],  # (part, class) of every image of the source
-               aside: dict[str, int],  # number of other files, by suffix
-               told: str,  # see `Listing`
-               ) -> str:  # one line
+def understood(
+    images: ImageSet,  # the training part
+    places: Sequence[Sequence[str]],  # (part, class) of every image of the source
+    aside: dict[str, int],  # number of other files, by suffix
+    told: str,  # see `Listing`
+) -> str:  # one line
     "What a source was taken for."
     counts = images.class_counts()
-    shown = [f"{name} {n:,}" for name, n in list(counts.items())[:12]] + ([f"{len(counts) - 12} more classes"] if len(counts) > 12 else [])
+    shown = [f"{name} {n:,}" for name, n in list(counts.items())[:12]] + (
+        [f"{len(counts) - 12} more classes"] if len(counts) > 12 else []
+    )
     shown += [f"{n:,} without a label"] if (n := int((images.labels < 0).sum())) else []
     shown += [f"test part {n:,}"] if (n := sum(part == "test" for part, _ in places)) else []
     shown += [f"{len(images.skipped):,} that did not decode"] if images.skipped else []
-    return f"{images.source}: {', '.join(shown)}" + (f"; {left_aside(aside)}" if aside else "") + (f"; {told}" if told else "")
+    return (
+        f"{images.source}: {', '.join(shown)}"
+        + (f"; {left_aside(aside)}" if aside else "")
+        + (f"; {told}" if told else "")
+    )
 
 
-PICTURES = dict.fromkeys((".heic", ".heif"), "pip install pillow-heif") | dict.fromkeys(".avif .jxl .jp2 .svg .psd .cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .tga .ico .eps .raw .dcm".split(), "save them as JPEG or PNG")
+PICTURES = dict.fromkeys((".heic", ".heif"), "pip install pillow-heif") | dict.fromkeys(
+    ".avif .jxl .jp2 .svg .psd .cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .tga .ico .eps .raw .dcm".split(),
+    "save them as JPEG or PNG",
+)
 
 
-def left_aside(aside: dict[str, int]  # number of files, by suffix
-               ) -> str:
+def left_aside(
+    aside: dict[str, int],  # number of files, by suffix
+) -> str:
     "Files that are no images, or none that can be read here."
     ways = {PICTURES[suffix] for suffix in aside if suffix in PICTURES}
-    return f"{sum(aside.values()):,} files left aside: " + ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(aside.items())) + (f" ({'; '.join(sorted(ways))})" if ways else "")
+    return (
+        f"{sum(aside.values()):,} files left aside: "
+        + ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(aside.items()))
+        + (f" ({'; '.join(sorted(ways))})" if ways else "")
+    )
 
 
-def from_files(files: Sequence[Path],  # one folder, or one or several .zip archives
-               size: int,  # wanted side S; 0 = as they are
-               part: str,  # "train" or "test"
-               labels: str | Path | None,  # a CSV path,label that overrides the folders
-               classes: Sequence[str] | None,  # class names in order
-               max_bad_share: float,  # share of images that may fail to decode
-               cache: bool | str | Path,  # see `load_images`
-               workers: int,  # 0 = one per core
-               fit: str = "crop",  # see `FITS`
-               ) -> ImageSet:
-    "A folder or archives as an `ImageSet`, said in one line; bad files are named once, or refused above `max_bad_share`."
+def from_files(
+    files: Sequence[Path],  # one folder, or one or several .zip archives
+    size: int,  # wanted side S; 0 = as they are
+    part: str,  # "train" or "test"
+    labels: str | Path | None,  # a CSV path,label that overrides the folders
+    classes: Sequence[str] | None,  # class names in order
+    max_bad_share: float,  # share of images that may fail to decode
+    cache: bool | str | Path,  # see `load_images`
+    workers: int,  # 0 = one per core
+    fit: str = "crop",  # see `FITS`
+) -> ImageSet:
+    """A folder or archives as an `ImageSet`, said in one line; bad files are named once, or refused above
+    `max_bad_share`."""
     found = cached_files(files, size, part, cache, workers, fit)
     names, places, source = found["names"], found["places"], ", ".join(f.name for f in files)
     skipped = tuple(f"{name}: {plain_reason(reason)}" for name, reason in found["skipped"].items())
     if skipped:
         text = f"{len(skipped)} of {found['part_size']} images did not decode: {'; '.join(skipped[:3])}"
         if len(skipped) > max_bad_share * found["part_size"]:
-            raise ValueError(f"expected at most {max_bad_share:.1%} bad images, got {len(skipped) / found['part_size']:.1%}: {text}: mend or remove them, or go on without them by a larger max_bad_share")
+            raise ValueError(
+                f"expected at most {max_bad_share:.1%} bad images, got {len(skipped) / found['part_size']:.1%}: "
+                f"{text}: mend or remove them, or go on without them by a larger max_bad_share"
+            )
         warnings.warn(text, stacklevel=3)
     if found["dark"]:
-        warnings.warn(f"{found['dark']} of {found['part_size']} images of {source} have 16 bits and use 12 of them or less, so they come out nearly black: multiply their values by 16, or save them with 8 bits", stacklevel=3)
+        warnings.warn(
+            f"{found['dark']} of {found['part_size']} images of {source} have 16 bits and use 12 of them or less, so "
+            f"they come out nearly black: multiply their values by 16, or save them with 8 bits",
+            stacklevel=3,
+        )
     if pictures := {suffix: n for suffix, n in found["aside"].items() if suffix in PICTURES}:
         warnings.warn(f"{source}: {left_aside(pictures)}", stacklevel=3)
     given = np.array(["" if labels else places[i][1] for i in found["rows"]], dtype=object)
     numbers, known = label_numbers(given, classes if classes is not None else () if labels else found["classes"])
-    images = ImageSet(torch.from_numpy(found["pixels"]), numbers, known, tuple(names[i] for i in found["rows"]), source, skipped)
+    images = ImageSet(
+        torch.from_numpy(found["pixels"]), numbers, known, tuple(names[i] for i in found["rows"]), source, skipped
+    )
     if labels:
-        images = apply_labels(images, labels, classes, names, [p for f in files if f.is_dir() for p in (str(f), str(f.resolve()))])
+        images = apply_labels(
+            images, labels, classes, names, [p for f in files if f.is_dir() for p in (str(f), str(f.resolve()))]
+        )
     if part == "train":
         print(understood(images, places, found["aside"], found["told"]))
     return images
 
 # %% ../../nbs/data/sources.ipynb #a8356979
-def from_pictures(pictures: Iterable[Image.Image],  # opened pictures, one after the other
-                  count: int,  # how many, for the progress bar
-                  size: int,  # wanted side S; 0 = as they are
-                  fit: str = "crop",  # see `FITS`
-                  ) -> Tensor:  # (N, 3, S, S) uint8
+def from_pictures(
+    pictures: Iterable[Image.Image],  # opened pictures, one after the other
+    count: int,  # how many, for the progress bar
+    size: int,  # wanted side S; 0 = as they are
+    fit: str = "crop",  # see `FITS`
+) -> Tensor:  # (N, 3, S, S) uint8
     "Pictures that another library has opened. ValueError when their sizes differ and size is 0."
     rows = [square_pixels(p, size, fit) for p in tqdm(pictures, total=count, desc="decoding", unit=" images", delay=2)]
     if odd := [r.shape for r in rows if r.shape != rows[0].shape]:
-        raise SizeNeeded(f"expected images of one size or a size to bring them to, got {rows[0].shape[:2]} and {odd[0][:2]}")
+        raise SizeNeeded(
+            f"expected images of one size or a size to bring them to, got {rows[0].shape[:2]} and {odd[0][:2]}"
+        )
     return resize_images(torch.from_numpy(channels_first(np.stack(rows))), size, fit)
 
 
-def torchvision_dataset(name: str,  # a class of torchvision.datasets
-                        part: str,  # "train" or "test"
-                        root: str | Path | None,  # where it keeps its files; None = ~/.cache/semissl
-                        ) -> Any:  # the opened dataset
-    "Open a torchvision dataset, downloading it only when it is not there. ValueError for an unknown name or a missing part."
+def torchvision_dataset(
+    name: str,  # a class of torchvision.datasets
+    part: str,  # "train" or "test"
+    root: str | Path | None,  # where it keeps its files; None = ~/.cache/semissl
+) -> Any:  # the opened dataset
+    """Open a torchvision dataset, downloading it only when it is not there. ValueError for an unknown name or a missing
+    part."""
     from torchvision import datasets
+
     kind = getattr(datasets, name, None) if name in datasets.__all__ else None
     if kind is None:
         raise ValueError(f"expected a dataset of torchvision such as 'torchvision:CIFAR10', got {name!r}")
@@ -125,12 +168,13 @@ def torchvision_dataset(name: str,  # a class of torchvision.datasets
         return make(download=True)
 
 # %% ../../nbs/data/sources.ipynb #34df24de
-def from_torchvision(name: str,  # a class of torchvision.datasets
-                     size: int,  # wanted side S; 0 = as they are
-                     part: str,  # "train" or "test"
-                     root: str | Path | None,  # where it keeps its files
-                     fit: str = "crop",  # see `FITS`
-                     ) -> ImageSet:
+def from_torchvision(
+    name: str,  # a class of torchvision.datasets
+    size: int,  # wanted side S; 0 = as they are
+    part: str,  # "train" or "test"
+    root: str | Path | None,  # where it keeps its files
+    fit: str = "crop",  # see `FITS`
+) -> ImageSet:
     "A torchvision dataset as an `ImageSet`: from its `.data` array where it has one, else image by image."
     data = torchvision_dataset(name, part, root)
     pixels = getattr(data, "data", None)
@@ -139,15 +183,18 @@ def from_torchvision(name: str,  # a class of torchvision.datasets
         pixels = resize_images(torch.from_numpy(channels_first(to_uint8(np.asarray(pixels)))), size, fit)
     else:
         labels = []
-        pixels = from_pictures((labels.append(int(y)) or x for x, y in (data[i] for i in range(len(data)))), len(data), size, fit)
+        pixels = from_pictures(
+            (labels.append(int(y)) or x for x, y in (data[i] for i in range(len(data)))), len(data), size, fit
+        )
     numbers, names = label_numbers(np.asarray(labels), getattr(data, "classes", None))
     return ImageSet(pixels, numbers, tuple(map(str, names)), tuple(map(str, range(len(pixels)))), f"torchvision:{name}")
 
 # %% ../../nbs/data/sources.ipynb #f4bc8edd
-def column_like(features: dict,  # column name -> type, as the datasets library gives it
-                kinds: Sequence[str],  # wanted type names
-                names: Sequence[str],  # names to look for when no type fits
-                ) -> str:  # the column
+def column_like(
+    features: dict,  # column name -> type, as the datasets library gives it
+    kinds: Sequence[str],  # wanted type names
+    names: Sequence[str],  # names to look for when no type fits
+) -> str:  # the column
     "The column of a wanted type or, failing that, name. ValueError listing the columns."
     typed = [c for c, kind in features.items() if type(kind).__name__ in kinds]
     if found := typed or [c for c in names if c in features]:
@@ -155,11 +202,12 @@ def column_like(features: dict,  # column name -> type, as the datasets library 
     raise ValueError(f"expected a column of type {kinds[0]} or called {' or '.join(names)}, got {list(features)}")
 
 
-def from_hub(name: str,  # owner/name on the Hugging Face hub
-             size: int,  # wanted side S; 0 = as they are
-             part: str,  # its split: "train" or "test"
-             fit: str = "crop",  # see `FITS`
-             ) -> ImageSet:
+def from_hub(
+    name: str,  # owner/name on the Hugging Face hub
+    size: int,  # wanted side S; 0 = as they are
+    part: str,  # its split: "train" or "test"
+    fit: str = "crop",  # see `FITS`
+) -> ImageSet:
     "A Hugging Face image dataset as an `ImageSet`. ImportError when the `datasets` library is missing."
     try:
         datasets = importlib.import_module("datasets")
@@ -176,8 +224,9 @@ def from_hub(name: str,  # owner/name on the Hugging Face hub
     return ImageSet(pixels, numbers, tuple(names), tuple(map(str, range(len(data)))), f"hf:{name}")
 
 # %% ../../nbs/data/sources.ipynb #5556ec8c
-def source_files(source: str | Path  # a folder, a .zip, or several .zip joined by commas
-                 ) -> list[Path]:  # what they are, checked to exist
+def source_files(
+    source: str | Path,  # a folder, a .zip, or several .zip joined by commas
+) -> list[Path]:  # what they are, checked to exist
     "The files a source names. FileNotFoundError for a missing path, ValueError for a word that is no source."
     files = [Path(source).expanduser()]
     if not files[0].exists():
@@ -185,25 +234,38 @@ def source_files(source: str | Path  # a folder, a .zip, or several .zip joined 
     for file in files:
         if not file.exists():
             kind = FileNotFoundError if file.suffix or len(file.parts) > 1 else ValueError
-            raise kind(f"expected 'digits', 'torchvision:NAME', 'hf:OWNER/NAME', a folder or .zip files, got {str(file)!r}, which does not exist")
-    if any(f.is_file() for f in files) and not all(f.is_file() and f.suffix.lower() == ".zip" for f in files) or len({f.resolve() for f in files}) < len(files) \
-            or (len(files) > 1 and files[0].is_dir()):
+            raise kind(
+                f"expected 'digits', 'torchvision:NAME', 'hf:OWNER/NAME', a folder or .zip files, got {str(file)!r}, "
+                f"which does not exist"
+            )
+    if (
+        any(f.is_file() for f in files)
+        and not all(f.is_file() and f.suffix.lower() == ".zip" for f in files)
+        or len({f.resolve() for f in files}) < len(files)
+        or (len(files) > 1 and files[0].is_dir())
+    ):
         raise ValueError(f"expected one folder or different .zip files, got {[str(f) for f in files]}")
     return files
 
 
-def load_images(source: str | Path | tuple,  # "digits", "torchvision:NAME", "hf:OWNER/NAME", a folder, .zip files joined by commas, or (images, labels)
-                size: int = 0,  # side S in pixels; 0 = as they are, when all are alike
-                part: str = "train",  # "train" (with its unlabelled images) or "test"
-                labels: str | Path | None = None,  # a CSV path,label that overrides the source's labels
-                max_bad_share: float = 0.01,  # share of files that may fail to decode before that is an error
-                classes: Sequence[str] | None = None,  # class names in order, for a test source that lacks some
-                cache: bool | str | Path = True,  # decoded copy of files: True = beside them, a path = there, False = none
-                workers: int = 0,  # decoding processes; 0 = one per core
-                root: str | Path | None = None,  # torchvision's folder; None = ~/.cache/semissl
-                fit: str = "crop",  # of a picture that is not square "crop" takes the square in its middle, "whole" all of it, with grey bars
-                ) -> ImageSet:  # all images of that part, decoded
-    "Images of any source. ValueError for an unknown source, a part it does not have, or sizes that differ when size is 0."
+# "digits", "torchvision:NAME", "hf:OWNER/NAME", a folder, .zip files joined by commas, or (images, labels)
+def load_images(
+    source: str | Path | tuple,
+    size: int = 0,  # side S in pixels; 0 = as they are, when all are alike
+    part: str = "train",  # "train" (with its unlabelled images) or "test"
+    labels: str | Path | None = None,  # a CSV path,label that overrides the source's labels
+    max_bad_share: float = 0.01,  # share of files that may fail to decode before that is an error
+    classes: Sequence[str] | None = None,  # class names in order, for a test source that lacks some
+    # decoded copy of files: True = beside them, a path = there, False = none
+    cache: bool | str | Path = True,
+    workers: int = 0,  # decoding processes; 0 = one per core
+    root: str | Path | None = None,  # torchvision's folder; None = ~/.cache/semissl
+    # of a picture that is not square "crop" takes the square in its middle, "whole" all of it, with grey
+    # bars
+    fit: str = "crop",
+) -> ImageSet:  # all images of that part, decoded
+    """Images of any source. ValueError for an unknown source, a part it does not have, or sizes that differ when size
+    is 0."""
     if part not in ("train", "test"):
         raise ValueError(f"expected part 'train' or 'test', got {part!r}")
     check_fit(fit)
@@ -218,24 +280,28 @@ def load_images(source: str | Path | tuple,  # "digits", "torchvision:NAME", "hf
         pixels, y, rows = load_digits_part(part)
         images = replace(from_arrays(pixels, y, size=size, source="digits"), paths=tuple(map(str, rows)))
     else:
-        images = from_torchvision(name, size, part, root, fit) if kind == "torchvision" else from_hub(name, size, part, fit)
+        images = (
+            from_torchvision(name, size, part, root, fit) if kind == "torchvision" else from_hub(name, size, part, fit)
+        )
     if labels:
         return apply_labels(images, labels, classes)
     return images if classes is None else rename_classes(images, classes)
 
 # %% ../../nbs/data/sources.ipynb #78eefa60
-def rename_classes(images: ImageSet,  # any set
-                   classes: Sequence[str],  # the class names wanted, in order
-                   ) -> ImageSet:  # the same images, labels numbered by `classes`
+def rename_classes(
+    images: ImageSet,  # any set
+    classes: Sequence[str],  # the class names wanted, in order
+) -> ImageSet:  # the same images, labels numbered by `classes`
     "Number the labels by another list of names. ValueError when a class that has images is not in it."
     given = [images.classes[y] if y >= 0 else "" for y in images.labels.tolist()]
     numbers, names = label_numbers(np.array(given, dtype=object), classes)
     return replace(images, labels=numbers, classes=names)
 
 # %% ../../nbs/data/sources.ipynb #f22795cf
-def clear_cache(source: str | Path,  # a folder, a .zip, or several .zip joined by commas
-                looks: bool = False,  # also what encoders saw of the images that lie in the same place
-                ) -> int:  # bytes that are free again
+def clear_cache(
+    source: str | Path,  # a folder, a .zip, or several .zip joined by commas
+    looks: bool = False,  # also what encoders saw of the images that lie in the same place
+) -> int:  # bytes that are free again
     "Remove the decoded copies of a source; errors as `source_files`."
     gone = places_of(files := source_files(source))
     if looks:

@@ -24,24 +24,27 @@ __all__ = ['LabelSplit', 'split_hash', 'check_budget', 'label_split', 'hide_labe
 @dataclass(frozen=True, eq=False)
 class LabelSplit:
     "Which images may show their label, and the hash that names this draw."
+
     labelled: Tensor  # (L,) int64, sorted rows whose label training may see
     validation: Tensor  # (V,) int64, sorted rows for validation, paid out of the same budget
     sha256: str  # over indices and labels of both
 
 
-def split_hash(labels: Tensor,  # (N,) int64
-               *parts: Tensor,  # indices of the labelled and of the validation images
-               ) -> str:  # 64 hexadecimal digits
+def split_hash(
+    labels: Tensor,  # (N,) int64
+    *parts: Tensor,  # indices of the labelled and of the validation images
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of 'index:label' lists, so it depends on nothing but the draw."
     text = "|".join(",".join(f"{i}:{y}" for i, y in zip(p.tolist(), labels[p].tolist())) for p in parts)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_budget(labels: Tensor,  # (N,) int64, -1 = unlabelled
-                 per_class: int,  # labels asked for in each class; 0 = all
-                 validation_per_class: int,  # how many of them are for validation
-                 classes: Sequence[str],  # class names, for the message
-                 ) -> int:  # number of classes K
+def check_budget(
+    labels: Tensor,  # (N,) int64, -1 = unlabelled
+    per_class: int,  # labels asked for in each class; 0 = all
+    validation_per_class: int,  # how many of them are for validation
+    classes: Sequence[str],  # class names, for the message
+) -> int:  # number of classes K
     "ValueError for one class only, an empty class, or a class with fewer images than asked for."
     if per_class < 0 or validation_per_class < 0 or 0 < per_class <= validation_per_class:
         raise ValueError(f"expected 0 <= validation_per_class < per_class, got {validation_per_class} and {per_class}")
@@ -51,56 +54,66 @@ def check_budget(labels: Tensor,  # (N,) int64, -1 = unlabelled
     need = per_class or validation_per_class + 1
     for k, found in enumerate(counts):
         if found < need:
-            raise ValueError(f"expected at least {need} labelled images in class {classes[k] if classes else k!r}, got {found}")
+            raise ValueError(
+                f"expected at least {need} labelled images in class {classes[k] if classes else k!r}, got {found}"
+            )
     return len(counts)
 
 # %% ../../nbs/data/split.ipynb #8ed4bfc4
-def label_split(labels: Tensor,  # (N,) int64, -1 = unlabelled
-                per_class: int,  # budget of labels in each class, validation included; 0 = all labels
-                seed: int,  # names the draw
-                validation_per_class: int = 0,  # how many of the budget are kept for validation
-                classes: Sequence[str] = (),  # class names, for messages and to notice an empty last class
-                ) -> LabelSplit:  # sorted indices and their hash
+def label_split(
+    labels: Tensor,  # (N,) int64, -1 = unlabelled
+    per_class: int,  # budget of labels in each class, validation included; 0 = all labels
+    seed: int,  # names the draw
+    validation_per_class: int = 0,  # how many of the budget are kept for validation
+    classes: Sequence[str] = (),  # class names, for messages and to notice an empty last class
+) -> LabelSplit:  # sorted indices and their hash
     "A class-balanced, nested draw of labels. ValueError when a class has too few images, is empty, or is the only one."
     labels = torch.as_tensor(labels)
     n_classes = check_budget(labels, per_class, validation_per_class, classes)
     labelled, validation = [], []
     for k in range(n_classes):
-        order = hash_order((labels == k).nonzero()[:, 0].tolist(), seed)[:per_class or None]
-        labelled += order[:len(order) - validation_per_class]
-        validation += order[len(order) - validation_per_class:]
+        order = hash_order((labels == k).nonzero()[:, 0].tolist(), seed)[: per_class or None]
+        labelled += order[: len(order) - validation_per_class]
+        validation += order[len(order) - validation_per_class :]
     parts = [torch.tensor(sorted(p), dtype=torch.int64) for p in (labelled, validation)]
     return LabelSplit(*parts, split_hash(labels, *parts))
 
 # %% ../../nbs/data/split.ipynb #913fb7da
-def hide_labels(images: ImageSet,  # with all the labels that are known
-                split: LabelSplit,  # which of them may be seen
-                ) -> ImageSet:  # the same images, -1 everywhere but at split.labelled
+def hide_labels(
+    images: ImageSet,  # with all the labels that are known
+    split: LabelSplit,  # which of them may be seen
+) -> ImageSet:  # the same images, -1 everywhere but at split.labelled
     "What training may see. Labels of validation images are hidden too."
     seen = torch.full_like(images.labels, -1)
     seen[split.labelled] = images.labels[split.labelled]
     return replace(images, labels=seen)
 
 
-def check_test(images: ImageSet  # a test set
-               ) -> ImageSet:  # the same, when it can be trusted
+def check_test(
+    images: ImageSet,  # a test set
+) -> ImageSet:  # the same, when it can be trusted
     "ValueError for a test set that is empty or has an image without a label."
     if not len(images):
         raise ValueError(f"expected a test set with images, got none from {images.source}")
     if unknown := (images.labels < 0).nonzero()[:, 0].tolist():
-        raise ValueError(f"expected a label for every test image, got {len(unknown)} of {len(images)} without, first {images.paths[unknown[0]]}")
+        raise ValueError(
+            f"expected a label for every test image, got {len(unknown)} of {len(images)} without, first "
+            f"{images.paths[unknown[0]]}"
+        )
     return images
 
 # %% ../../nbs/data/split.ipynb #6d49f7d1
-def row_hashes(images: Tensor  # (N, 3, S, S) uint8
-               ) -> list[bytes]:  # SHA-256 of each image's pixels
+def row_hashes(
+    images: Tensor,  # (N, 3, S, S) uint8
+) -> list[bytes]:  # SHA-256 of each image's pixels
     "One hash for each image."
     return [hashlib.sha256(row).digest() for row in images.cpu().contiguous().numpy().reshape(len(images), -1)]
 
 
-def content_duplicates(a: ImageSet,  # for example the training images
-                       b: ImageSet | None = None,  # for example the test images; None = look within a
-                       ) -> list[tuple[int, int]]:  # (row in a, row in b) with equal pixels
+def content_duplicates(
+    a: ImageSet,  # for example the training images
+    b: ImageSet | None = None,  # for example the test images; None = look within a
+) -> list[tuple[int, int]]:  # (row in a, row in b) with equal pixels
     "Images with exactly equal pixels: the first such row of `a` for each row of `b`."
     first: dict[bytes, int] = {}
     pairs = []
@@ -112,15 +125,23 @@ def content_duplicates(a: ImageSet,  # for example the training images
     return pairs
 
 # %% ../../nbs/data/split.ipynb #0b7c44d2
-def duplicate_report(images: ImageSet,  # training images, labelled and not
-                     test: ImageSet | None = None,  # test images
-                     ) -> list[str]:  # one sentence for each kind of duplicate; none when there are none
+def duplicate_report(
+    images: ImageSet,  # training images, labelled and not
+    test: ImageSet | None = None,  # test images
+) -> list[str]:  # one sentence for each kind of duplicate; none when there are none
     "Which pictures are there more than once, by their pixels."
     kinds: dict[str, list[tuple[str, str]]] = {}
     for i, j in content_duplicates(images):
         y, z = int(images.labels[i]), int(images.labels[j])
-        kind = "have the same pixels as an image of another label" if min(y, z) >= 0 and y != z else "have the same pixels and the same label" if y == z >= 0 else \
-            "have the same pixels and no label" if y == z else "have the same pixels, and only one of the two a label"
+        kind = (
+            "have the same pixels as an image of another label"
+            if min(y, z) >= 0 and y != z
+            else "have the same pixels and the same label"
+            if y == z >= 0
+            else "have the same pixels and no label"
+            if y == z
+            else "have the same pixels, and only one of the two a label"
+        )
         kinds.setdefault(kind, []).append((images.paths[i], images.paths[j]))
     for i, j in content_duplicates(images, test) if test is not None else ():
         kinds.setdefault("are in the test set and in the training set", []).append((images.paths[i], test.paths[j]))

@@ -25,12 +25,26 @@ __all__ = ['PATHS', 'LABELS', 'text_of', 'rows_of', 'columns', 'path_key', 'read
            'apply_labels']
 
 # %% ../../nbs/data/table.ipynb #91e37e19
-PATHS = ("path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_name", "image_id", "img", "id")
+PATHS = (
+    "path",
+    "image",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image_path",
+    "image_name",
+    "image_id",
+    "img",
+    "id",
+)
 LABELS = ("label", "class", "choice", "category", "target", "class_name", "labels")
 
 
-def text_of(file: str | Path  # a text file of any program
-            ) -> str:  # its text
+def text_of(
+    file: str | Path,  # a text file of any program
+) -> str:  # its text
     "UTF-8 or UTF-16 where the bytes say so, else the letters of Windows (cp1252)."
     data = Path(file).read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -41,21 +55,26 @@ def text_of(file: str | Path  # a text file of any program
         return data.decode("cp1252", "replace")
 
 
-def rows_of(file: str | Path  # a table of any program
-            ) -> list[list[str]]:  # its cells, without white space around them and without empty rows
+def rows_of(
+    file: str | Path,  # a table of any program
+) -> list[list[str]]:  # its cells, without white space around them and without empty rows
     "Commas, semicolons, tabs or bars, whichever the first line has most of."
     text = text_of(file)
     hint = re.match(r"sep=(.)\r?\n", text)  # Excel's own
-    text = text[hint.end():] if hint else text
+    text = text[hint.end() :] if hint else text
     first = text.lstrip().partition("\n")[0]
     separator = hint[1] if hint else max(",;\t|", key=first.count)
-    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)]
+    rows = [
+        [cell.strip() for cell in row]
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    ]
     return [row for row in rows if any(row)]
 
 
-def columns(head: Sequence[str],  # first row of a table
-            file: str | Path,  # for the message
-            ) -> tuple[int, int, bool]:  # column of the paths, of the labels, and whether the row is a heading
+def columns(
+    head: Sequence[str],  # first row of a table
+    file: str | Path,  # for the message
+) -> tuple[int, int, bool]:  # column of the paths, of the labels, and whether the row is a heading
     "Which columns matter. ValueError when that is not plain."
     names = [re.sub(r"[ -]+", "_", name.strip().casefold()) for name in head]
     path, label = (next((names.index(n) for n in known if n in names), None) for known in (PATHS, LABELS))
@@ -67,15 +86,18 @@ def columns(head: Sequence[str],  # first row of a table
     raise ValueError(f"expected the columns path,label in {Path(file).name}, got {list(head)}")
 
 
-def path_key(path: str  # as somebody wrote it
-             ) -> str:  # as it is compared
+def path_key(
+    path: str,  # as somebody wrote it
+) -> str:  # as it is compared
     "Forward slashes, no ./ in front, one Unicode form: Macs write letters with accents as two."
     return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
 
 
-def read_labels(file: str | Path  # a CSV, see `columns`
-                ) -> dict[str, str]:  # path as it stands there, with forward slashes -> class name ("" = unlabelled)
-    "Read a table of labels; warns of words that stand for a missing label. ValueError for missing columns and for one path with two labels."
+def read_labels(
+    file: str | Path,  # a CSV, see `columns`
+) -> dict[str, str]:  # path as it stands there, with forward slashes -> class name ("" = unlabelled)
+    """Read a table of labels; warns of words that stand for a missing label. ValueError for missing columns and for one
+    path with two labels."""
     rows = rows_of(file)
     path, label, headed = columns(rows[0] if rows else [], file)
     found: dict[str, str] = {}
@@ -90,7 +112,11 @@ def read_labels(file: str | Path  # a CSV, see `columns`
         if found.setdefault(name, value) != value:
             raise ValueError(f"expected one label for {name} in {Path(file).name}, got {found[name]!r} and {value!r}")
     if words:
-        warnings.warn(f"{', '.join(f'{n} labels {w!r}' for w, n in words.items())} in {Path(file).name} are taken for missing: a class of that name needs another one", stacklevel=2)
+        warnings.warn(
+            f"{', '.join(f'{n} labels {w!r}' for w, n in words.items())} in {Path(file).name} are taken for missing: "
+            f"a class of that name needs another one",
+            stacklevel=2,
+        )
     return found
 
 # %% ../../nbs/data/table.ipynb #5906b134
@@ -98,14 +124,19 @@ def shorter(path: str, k: int) -> str:  # without k folders in front
     return "/".join(path.split("/")[k:])
 
 
-def rules(table: Sequence[str],  # keys of the table's paths
-          names: Sequence[str],  # keys of the images' names
-          roots: Sequence[str] = (),  # where the source lies
-          ) -> list[tuple[Callable[[str], str], Callable[[str], str]]]:  # what to do with a path of the table, and with a name
+def rules(
+    table: Sequence[str],  # keys of the table's paths
+    names: Sequence[str],  # keys of the images' names
+    roots: Sequence[str] = (),  # where the source lies
+    # what to do with a path of the table, and with a name
+) -> list[tuple[Callable[[str], str], Callable[[str], str]]]:
     "The ways to compare, in order."
     same = lambda p: p
     homes = [path_key(str(r)).rstrip("/") + "/" for r in roots]
-    def here(p): return next((p[len(h):] for h in homes if p.startswith(h)), p)
+
+    def here(p):
+        return next((p[len(h) :] for h in homes if p.startswith(h)), p)
+
     deepest = max((p.count("/") for p in (*table, *names)), default=0)
     found = [(same, same), (str.casefold, str.casefold), (here, same)]
     for k in range(1, min(deepest, 16) + 1):
@@ -118,10 +149,11 @@ def rules(table: Sequence[str],  # keys of the table's paths
     return found
 
 
-def match_paths(table: Iterable[str],  # paths of the table
-                names: Sequence[str],  # of all images
-                roots: Sequence[str] = (),  # where the source lies: for absolute paths
-                ) -> dict[str, str]:  # path of the table -> name of an image; those that match none are left out
+def match_paths(
+    table: Iterable[str],  # paths of the table
+    names: Sequence[str],  # of all images
+    roots: Sequence[str] = (),  # where the source lies: for absolute paths
+) -> dict[str, str]:  # path of the table -> name of an image; those that match none are left out
     "Which image each row is about, by one rule for all of them."
     paths = list(dict.fromkeys(table))
     keys, images = {p: path_key(p) for p in paths}, {n: path_key(n) for n in names}
@@ -139,20 +171,30 @@ def match_paths(table: Iterable[str],  # paths of the table
     return best
 
 # %% ../../nbs/data/table.ipynb #d84cf2a4
-def apply_labels(images: ImageSet,  # from any source
-                 file: str | Path,  # a CSV, see `read_labels`
-                 classes: Sequence[str] | None = None,  # class names in order; None = sorted names in the table
-                 known: Iterable[str] = (),  # further names the table may have: the other part, skipped files
-                 roots: Sequence[str] = (),  # where the source lies
-                 ) -> ImageSet:  # the same images with the table's labels
-    "Labels from a table instead of the source's; warns of rows whose image is gone. ValueError when the table is about other images."
+def apply_labels(
+    images: ImageSet,  # from any source
+    file: str | Path,  # a CSV, see `read_labels`
+    classes: Sequence[str] | None = None,  # class names in order; None = sorted names in the table
+    known: Iterable[str] = (),  # further names the table may have: the other part, skipped files
+    roots: Sequence[str] = (),  # where the source lies
+) -> ImageSet:  # the same images with the table's labels
+    """Labels from a table instead of the source's; warns of rows whose image is gone. ValueError when the table is
+    about other images."""
     table, everything = read_labels(file), list(dict.fromkeys([*images.paths, *known]))
     where = match_paths(table, everything, roots)
     lost = [p for p, label in table.items() if label and p not in where]
     if table and 2 * len(where) < len(table):
-        raise ValueError(f"expected paths of {images.source} in {Path(file).name}, like {everything[0] if everything else 'none'!r}, got {len(table) - len(where)} of {len(table)} others, first {[p for p in table if p not in where][:3]}")
+        raise ValueError(
+            f"expected paths of {images.source} in {Path(file).name}, like "
+            f"{everything[0] if everything else 'none'!r}, got {len(table) - len(where)} of {len(table)} others, "
+            f"first {[p for p in table if p not in where][:3]}"
+        )
     if lost:
-        warnings.warn(f"{len(lost)} of {len(table)} rows of {Path(file).name} label images that are not in {images.source}, {lost[0]} for one: they are left aside", stacklevel=3)
+        warnings.warn(
+            f"{len(lost)} of {len(table)} rows of {Path(file).name} label images that are not in {images.source}, "
+            f"{lost[0]} for one: they are left aside",
+            stacklevel=3,
+        )
     given = {name: table[p] for p, name in where.items()}
     names = check_classes({v for v in given.values() if v}) if classes is None else classes
     numbers, names = label_numbers(np.array([given.get(p, "") for p in images.paths], dtype=object), names)

@@ -14,71 +14,95 @@ from torch import Tensor, nn
 # %% ../../nbs/method/adapter.ipynb #432c06d6
 class Basis(nn.Module):
     "Features (..., D) -> (..., d): square root where none is negative, length 1, principal directions, one scale."
-    def __init__(self,
+
+    def __init__(
+        self,
         width: int,  # D
-        dim: int,    # d
+        dim: int,  # d
     ):
         super().__init__()
-        for name, shape in dict(mean=(width,), axes=(width, dim), scale=(), root=()).items(): self.register_buffer(name, torch.zeros(shape))
+        for name, shape in dict(mean=(width,), axes=(width, dim), scale=(), root=()).items():
+            self.register_buffer(name, torch.zeros(shape))
 
     def unit(self, h: Tensor) -> Tensor:
         h = h.float()
         return nn.functional.normalize(torch.where(self.root > 0, h.clamp(min=0).sqrt(), h), dim=-1)
 
     @torch.no_grad()
-    def fit(self,
-        h: Tensor,      # (n, D) features of some training images, more rows than d
+    def fit(
+        self,
+        h: Tensor,  # (n, D) features of some training images, more rows than d
     ) -> "Basis":
         "Choose root, mean, axes and scale by these rows; ValueError where they are all the same."
         self.root.fill_(float((h >= 0).all()))
         u = self.unit(h)
         self.mean.copy_(u.mean(0))
         centred = (u - self.mean).double()
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(h))     # (D,) ascending, (D, D)
-        if values[-1] <= 1e-12: raise ValueError("expected features that differ between images, got one and the same: the encoder's weights do not fit")
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(h))  # (D,) ascending, (D, D)
+        if values[-1] <= 1e-12:
+            raise ValueError(
+                "expected features that differ between images, got one and the same: the encoder's weights do not fit"
+            )
         d = self.axes.shape[1]
         axes = vectors[:, -d:].flip(1)
-        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()   # a sign of each axis that does not depend on the library
+        # a sign of each axis that does not depend on the library
+        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
         self.axes.copy_(axes)
         self.scale.copy_((values[-d:].sum() / d).sqrt())
         return self
 
-    def forward(self, h: Tensor) -> Tensor: return (self.unit(h) - self.mean) @ self.axes / self.scale
+    def forward(self, h: Tensor) -> Tensor:
+        return (self.unit(h) - self.mean) @ self.axes / self.scale
+
 
 def basis_dim(
-    images: int,     # training images that the basis is fitted to
-    width: int,      # D
-    most: int = 192, # directions at most
-) -> int:            # d
+    images: int,  # training images that the basis is fitted to
+    width: int,  # D
+    most: int = 192,  # directions at most
+) -> int:  # d
     "How many directions are kept: as many as `most`, fewer where there are few images or features."
     return max(1, min(most, width, images - 1))
 
 # %% ../../nbs/method/adapter.ipynb #5acb5be9
 class Adapter(nn.Module):
     "Kept views (N, V, d), or one of them (N, d), -> representations (N, feature_dim)."
-    def __init__(self,
-        dim: int,                # d
-        hidden: int = 384,       # width of the hidden layer; 0 = nothing is learnt, h is x
+
+    def __init__(
+        self,
+        dim: int,  # d
+        hidden: int = 384,  # width of the hidden layer; 0 = nothing is learnt, h is x
         feature_dim: int = 128,  # D of the representation
-        dropout: float = 0.3,    # share of the input that is left out in training
+        dropout: float = 0.3,  # share of the input that is left out in training
     ):
         super().__init__()
         self.feature_dim = feature_dim if hidden else dim
-        self.layers = nn.Identity() if not hidden else nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, feature_dim))
+        self.layers = (
+            nn.Identity()
+            if not hidden
+            else nn.Sequential(
+                nn.Dropout(dropout),
+                nn.Linear(dim, hidden),
+                nn.BatchNorm1d(hidden),
+                nn.ReLU(),
+                nn.Linear(hidden, feature_dim),
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 2: return self.layers(x)
+        if x.ndim == 2:
+            return self.layers(x)
         return self.layers(x.flatten(0, 1)).view(*x.shape[:2], -1).mean(1)
 
+
 def kept_views(
-    x: Tensor,                   # (n, V, d) kept views of this process's images
+    x: Tensor,  # (n, V, d) kept views of this process's images
     generator: torch.Generator,  # of the step, the same in every process
     part: tuple[int, int] = (0, 1),  # rank, processes
-) -> tuple[Tensor, Tensor]:      # (n, d) each
+) -> tuple[Tensor, Tensor]:  # (n, d) each
     "Two views of each image, different ones where there are two."
     rank, processes = part
     n, V = x.shape[:2]
     first = torch.randint(V, (n * processes,), generator=generator, device=generator.device)
     other = (first + torch.randint(1, max(2, V), (n * processes,), generator=generator, device=generator.device)) % V
     rows = torch.arange(n, device=x.device)
-    return tuple(x[rows, v[rank * n:(rank + 1) * n].to(x.device)].float() for v in (first, other))
+    return tuple(x[rows, v[rank * n : (rank + 1) * n].to(x.device)].float() for v in (first, other))

@@ -18,64 +18,78 @@ from ..losses import class_correlation, in_full_precision, sample_correlation, w
 # %% ../../nbs/method/correlation.ipynb #c67e47fe
 def ideal(
     q: Tensor,  # (N, K) soft labels, rows sum to 1
-) -> Tensor:    # (N, N)
+) -> Tensor:  # (N, N)
     "T: the correlation that each two images should have, by their soft labels."
     K = q.shape[1]
     return (K * q @ q.T - 1) / (K - 1)
 
+
 def simplex(
     classes: int,  # K
-) -> Tensor:       # (K, K) rows of length 1 whose entries sum to 0
+) -> Tensor:  # (K, K) rows of length 1 whose entries sum to 0
     "K vectors with correlation -1/(K-1), each two of them."
     return nn.functional.normalize(torch.eye(classes) - 1 / classes, dim=1)
 
 # %% ../../nbs/method/correlation.ipynb #9d9b7203
 def sureness(
     q: Tensor,  # (N, K) soft labels
-) -> Tensor:    # (N,) from 0 (uniform) to 1 (one class)
+) -> Tensor:  # (N,) from 0 (uniform) to 1 (one class)
     "1 - H(q) / log K."
     return (1 + (q * q.clamp(min=1e-12).log()).sum(1) / torch.log(torch.tensor(float(q.shape[1])))).clamp(0, 1)
 
+
 def pairs(
-    q: Tensor,               # (N, K)
-    weight: Tensor,          # (N,) 0 = left out
-    image: Tensor | None,    # (N,) int64 identity of the image behind each row
-) -> Tensor:                 # (N, N) how much each pair counts
+    q: Tensor,  # (N, K)
+    weight: Tensor,  # (N,) 0 = left out
+    image: Tensor | None,  # (N,) int64 identity of the image behind each row
+) -> Tensor:  # (N, N) how much each pair counts
     "Products of weights; an image and its own views are no pair."
     identity = torch.arange(len(q), device=q.device) if image is None else image
     return weight[:, None] * weight * (identity[:, None] != identity)
+
 
 def two_sided(h: Tensor, q: Tensor, weight: Tensor, image: Tensor | None = None) -> Tensor:
     "Mean of (rho - T)^2."
     return weighted_mean((sample_correlation(h) - ideal(q)).square(), pairs(q, weight, image))
 
+
 def softmax(h: Tensor, q: Tensor, weight: Tensor, image: Tensor | None = None, tau: float = 0.1) -> Tensor:
-    "Cross entropy between the shares of a row's partners by q_i.q_j and by exp(rho_ij / tau) (Khosla et al. 2020, with soft labels)."
+    """Cross entropy between the shares of a row's partners by q_i.q_j and by exp(rho_ij / tau) (Khosla et al. 2020,
+    with soft labels)."""
     pair = pairs(q, weight, image)
     wanted = q @ q.T * pair
     share = wanted / wanted.sum(1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
     scores = (sample_correlation(h) / tau).masked_fill(pair == 0, torch.finfo(h.dtype).min / 2)
     return weighted_mean(-(share * scores.log_softmax(1)).sum(1), weight * (wanted.sum(1) > 0))
 
+
 def one_sided(form: str) -> Callable:
     "`class_correlation` on the most probable classes."
+
     def loss(h: Tensor, q: Tensor, weight: Tensor, image: Tensor | None = None) -> Tensor:
         return class_correlation(h, q.argmax(1), form=form, weight=weight, image=image)
+
     return loss
+
 
 FORMS = {"two_sided": two_sided, "softmax": softmax, "sample": one_sided("sample"), "feature": one_sided("feature")}
 
+
 @in_full_precision
 def correlation(
-    h: Tensor,                    # (N, D) representations
-    q: Tensor,                    # (N, K) soft labels
-    form: str = "two_sided",      # of FORMS
-    weight: Tensor | None = None, # (N,) how sure each label is, 0 = left out; None = `sureness`
+    h: Tensor,  # (N, D) representations
+    q: Tensor,  # (N, K) soft labels
+    form: str = "two_sided",  # of FORMS
+    weight: Tensor | None = None,  # (N,) how sure each label is, 0 = left out; None = `sureness`
     image: Tensor | None = None,  # (N,) int64 identity of the image behind each row: its own views are no pair
-) -> Tensor:                      # scalar; 0, still attached to the graph, when there is no pair
+) -> Tensor:  # scalar; 0, still attached to the graph, when there is no pair
     "L_corr; ValueError for an unknown form and for labels that do not fit the representations."
-    if form not in FORMS: raise ValueError(f"expected form to be one of {list(FORMS)}, got {form!r}")
-    if q.ndim != 2 or len(q) != len(h) or h.ndim != 2: raise ValueError(f"expected representations (N, D) and soft labels (N, K), got shapes {tuple(h.shape)} and {tuple(q.shape)}")
+    if form not in FORMS:
+        raise ValueError(f"expected form to be one of {list(FORMS)}, got {form!r}")
+    if q.ndim != 2 or len(q) != len(h) or h.ndim != 2:
+        raise ValueError(
+            f"expected representations (N, D) and soft labels (N, K), got shapes {tuple(h.shape)} and {tuple(q.shape)}"
+        )
     weight = (sureness(q) if weight is None else weight).detach().to(h.dtype)
-    h = torch.where(weight[:, None] > 0, h, 0)                        # a row left out cannot reach the loss, not even with a NaN
+    h = torch.where(weight[:, None] > 0, h, 0)  # a row left out cannot reach the loss, not even with a NaN
     return FORMS[form](h, q.detach().to(h.dtype), weight, image)

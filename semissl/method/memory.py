@@ -18,20 +18,23 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ['SHARE', 'WORK', 'kept_bytes', 'free_bytes', 'piece_that_fits', 'in_pieces']
 
 # %% ../../nbs/method/memory.ipynb #eefd546c
-SHARE = 0.5   # of the memory that is free when training begins
-WORK = 2.0    # what a step takes for each byte that it keeps: gradients, and room to compute in
+SHARE = 0.5  # of the memory that is free when training begins
+WORK = 2.0  # what a step takes for each byte that it keeps: gradients, and room to compute in
 
 
-def kept_bytes(encoder: nn.Module,  # its weights and statistics stay as they are
-               image: Tensor,  # (2, 3, S, S), as the encoder takes them
-               ) -> int:  # bytes that autograd keeps of one image
+def kept_bytes(
+    encoder: nn.Module,  # its weights and statistics stay as they are
+    image: Tensor,  # (2, 3, S, S), as the encoder takes them
+) -> int:  # bytes that autograd keeps of one image
     "What one image costs on the way forward."
     found: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+
     def pack(t: Tensor) -> Tensor:
         if t.untyped_storage().data_ptr() not in weights:
             found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
+
     buffers, was = [b.clone() for b in encoder.buffers()], encoder.training
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = encoder.train()(image)
@@ -47,25 +50,30 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def piece_that_fits(each: int,  # bytes for one image, from `kept_bytes`
-                    rows: int,  # images that go through the encoder in one step
-                    fixed: int,  # bytes of weights, gradients, the optimizer and the average
-                    free: int,  # bytes there are
-                    ) -> int:  # images that go through at once; 0 = all of them
+def piece_that_fits(
+    each: int,  # bytes for one image, from `kept_bytes`
+    rows: int,  # images that go through the encoder in one step
+    fixed: int,  # bytes of weights, gradients, the optimizer and the average
+    free: int,  # bytes there are
+) -> int:  # images that go through at once; 0 = all of them
     "How large a piece may be; ValueError where not even eight images fit."
     room = SHARE * free - fixed
     if WORK * each * rows <= room:
         return 0
     piece = int(room / (WORK * each))
     if piece < 8:
-        raise ValueError(f"expected room for 8 images at a time, {(fixed + 8 * WORK * each) / 2**30:.1f} GiB, got {SHARE * free / 2**30:.1f} GiB, half of what is free: choose a smaller image_size or encoder")
+        raise ValueError(
+            f"expected room for 8 images at a time, {(fixed + 8 * WORK * each) / 2**30:.1f} GiB, got "
+            f"{SHARE * free / 2**30:.1f} GiB, half of what is free: choose a smaller image_size or encoder"
+        )
     return piece // 8 * 8
 
 
-def in_pieces(encoder: Callable,  # f
-              images: Tensor,  # (N, 3, S, S)
-              piece: int,  # images at once; 0 = all
-              ) -> Tensor:  # (N, D)
+def in_pieces(
+    encoder: Callable,  # f
+    images: Tensor,  # (N, 3, S, S)
+    piece: int,  # images at once; 0 = all
+) -> Tensor:  # (N, D)
     "The representations of a batch, of which only one piece is held at a time."
     if not piece or len(images) <= piece:
         return encoder(images)

@@ -19,19 +19,22 @@ from scipy.sparse import csr_matrix, diags, identity
 from torch import Tensor, nn
 
 # %% ../../nbs/method/propagate.ipynb #94681355
-EXACT = 20_000   # rows up to which every one is compared with every other
+EXACT = 20_000  # rows up to which every one is compared with every other
+
 
 def nearest(
-    unit: Tensor,        # (N, D) rows of length 1
-    k: int,              # neighbours of each, itself among them
-    chunk: int = 1024,   # rows compared at once
+    unit: Tensor,  # (N, D) rows of length 1
+    k: int,  # neighbours of each, itself among them
+    chunk: int = 1024,  # rows compared at once
 ) -> tuple[Tensor, Tensor]:  # (N, k) cosines and (N, k) rows, the nearest first
-    "Exact up to `EXACT` rows, on a GPU, and where faiss is not installed; else faiss' inverted lists (Johnson et al. 2019)."
+    """Exact up to `EXACT` rows, on a GPU, and where faiss is not installed; else faiss' inverted lists (Johnson et al.
+    2019)."""
     if len(unit) <= EXACT or unit.device.type != "cpu" or not importlib.util.find_spec("faiss"):
         return tuple(torch.cat(part) for part in zip(*((rows @ unit.T).topk(k, 1) for rows in unit.split(chunk))))
     import faiss
+
     rows, D = unit.float().contiguous().numpy(), unit.shape[1]
-    lists = int(4 * len(rows)**.5)
+    lists = int(4 * len(rows) ** 0.5)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(D), D, lists, faiss.METRIC_INNER_PRODUCT)
     index.train(rows[:: max(1, len(rows) // (40 * lists))])
     index.add(rows)
@@ -40,58 +43,76 @@ def nearest(
 
 # %% ../../nbs/method/propagate.ipynb #814bc03e
 def nearest_graph(
-    h: Tensor,           # (N, D) representations; they are compared on their device
-    k: int = 10,         # neighbours of each row; clamped to N - 1
-) -> csr_matrix:         # (N, N) symmetric, non-negative, nothing on the diagonal
+    h: Tensor,  # (N, D) representations; they are compared on their device
+    k: int = 10,  # neighbours of each row; clamped to N - 1
+) -> csr_matrix:  # (N, N) symmetric, non-negative, nothing on the diagonal
     "The graph of nearest neighbours by cosine, an edge weighing its third power."
     unit, k = nn.functional.normalize(h, dim=1), min(k, len(h) - 1)
     similarity, index = nearest(unit, k + 1)
     start = np.repeat(np.arange(len(h)), k + 1)
-    graph = csr_matrix((similarity.clamp(min=0).pow(3).flatten().cpu().numpy(), (start, index.flatten().cpu().numpy())), shape=(len(h), len(h)))
-    graph.setdiag(0)                                                                      # every row is its own nearest neighbour
+    graph = csr_matrix(
+        (similarity.clamp(min=0).pow(3).flatten().cpu().numpy(), (start, index.flatten().cpu().numpy())),
+        shape=(len(h), len(h)),
+    )
+    graph.setdiag(0)  # every row is its own nearest neighbour
     return graph + graph.T
 
 # %% ../../nbs/method/propagate.ipynb #b9c38b93
 def transport(
-    z: np.ndarray,        # (N, K) how much each row belongs to each class, not negative, a positive one in each row
-    prior: np.ndarray,    # (K,) frequencies of the classes; 0 = nothing goes there
-    tau: float = 0.2,     # temperature
-    within: float = 2e-2, # largest error of a class's share, relative
-    most: int = 2000,     # rounds
-) -> np.ndarray:          # (N, K) probabilities
-    "Rows to classes, each class with its share, by Sinkhorn's scaling (Cuturi 2013); over-relaxed (Thibault et al. 2021); a warning where that many rounds are not enough, so that no training ends for it."
+    z: np.ndarray,  # (N, K) how much each row belongs to each class, not negative, a positive one in each row
+    prior: np.ndarray,  # (K,) frequencies of the classes; 0 = nothing goes there
+    tau: float = 0.2,  # temperature
+    within: float = 2e-2,  # largest error of a class's share, relative
+    most: int = 2000,  # rounds
+) -> np.ndarray:  # (N, K) probabilities
+    """Rows to classes, each class with its share, by Sinkhorn's scaling (Cuturi 2013); over-relaxed (Thibault et al.
+    2021); a warning where that many rounds are not enough, so that no training ends for it."""
     real, p = prior > 0, np.zeros(z.shape)
-    a, share = np.log(np.maximum(z[:, real], 1e-12)) / tau, prior[real] / prior.sum() * len(z)   # (N, k), (k,)
-    a = np.exp(np.maximum(a - a.max(1, keepdims=True), -300))                             # scaled by factors of exp(300) at most: no overflow
-    u, v = 1 / a.sum(1), np.ones(len(share))                                              # (N,), (k,) of rows and of classes
+    a, share = np.log(np.maximum(z[:, real], 1e-12)) / tau, prior[real] / prior.sum() * len(z)  # (N, k), (k,)
+    # scaled by factors of exp(300) at most: no overflow
+    a = np.exp(np.maximum(a - a.max(1, keepdims=True), -300))
+    u, v = 1 / a.sum(1), np.ones(len(share))  # (N,), (k,) of rows and of classes
     for _ in range(most):
-        found = v * (u @ a)                                                               # (k,) what each class has
-        if (error := np.abs(found / share - 1).max()) < within: break
-        v *= (share / found)**1.5                                                         # a step and a half: three times as fast where classes hardly touch
-        v /= v.max()                                                                      # rows take it up
+        found = v * (u @ a)  # (k,) what each class has
+        if (error := np.abs(found / share - 1).max()) < within:
+            break
+        v *= (share / found) ** 1.5  # a step and a half: three times as fast where classes hardly touch
+        v /= v.max()  # rows take it up
         u = 1 / (a @ v)
-    else: warnings.warn(f"expected class shares within {within:.0%} after {most} rounds, got one {error:.0%} off with tau={tau}", stacklevel=2)
+    else:
+        warnings.warn(
+            f"expected class shares within {within:.0%} after {most} rounds, got one {error:.0%} off with tau={tau}",
+            stacklevel=2,
+        )
     p[:, real] = u[:, None] * a * v
     return p
 
 # %% ../../nbs/method/propagate.ipynb #9ca5bb4d
 def solve(
     system: csr_matrix,  # (N, N) symmetric, positive definite
-    b: np.ndarray,       # (N, K) right-hand sides
+    b: np.ndarray,  # (N, K) right-hand sides
     rtol: float = 1e-4,  # the largest residual, relative to its right-hand side
-    most: int = 200,     # steps
+    most: int = 200,  # steps
     device: str | torch.device = "cpu",  # where to work
-) -> np.ndarray:         # (N, K) x of system @ x = b
+) -> np.ndarray:  # (N, K) x of system @ x = b
     "All right-hand sides at once by conjugate gradients (Hestenes & Stiefel 1952), each until it is near enough."
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
-        A = torch.sparse_csr_tensor(*(torch.from_numpy(a.astype(kind)) for a, kind in ((system.indptr, np.int64), (system.indices, np.int64), (system.data, np.float64))), size=system.shape, check_invariants=False).to(device)
-    r = torch.from_numpy(b).to(device, copy=True)                                         # (N, K)
-    x, p, rr, enough = torch.zeros_like(r), r.clone(), (r * r).sum(0), (r * r).sum(0) * rtol**2   # (K,) the last two
+        A = torch.sparse_csr_tensor(
+            *(
+                torch.from_numpy(a.astype(kind))
+                for a, kind in ((system.indptr, np.int64), (system.indices, np.int64), (system.data, np.float64))
+            ),
+            size=system.shape,
+            check_invariants=False,
+        ).to(device)
+    r = torch.from_numpy(b).to(device, copy=True)  # (N, K)
+    x, p, rr, enough = torch.zeros_like(r), r.clone(), (r * r).sum(0), (r * r).sum(0) * rtol**2  # (K,) the last two
     for step in range(most):
-        if step % 10 == 0 and not (rr > enough).any(): break                              # asking makes a GPU wait
+        if step % 10 == 0 and not (rr > enough).any():
+            break  # asking makes a GPU wait
         Ap = A @ p
-        a = torch.where(rr > enough, rr / (p * Ap).sum(0), 0.0)                           # (K,); a finished column stays
+        a = torch.where(rr > enough, rr / (p * Ap).sum(0), 0.0)  # (K,); a finished column stays
         x += a * p
         r -= a * Ap
         before, rr = rr, torch.where(rr > enough, (r * r).sum(0), rr)
@@ -100,146 +121,178 @@ def solve(
 
 # %% ../../nbs/method/propagate.ipynb #424e205e
 def flow_system(
-    h: Tensor,           # (N, D) representations
-    k: int = 10,         # neighbours in the graph
-    alpha: float = 0.99, # share of a row's label that comes from its neighbours
-) -> csr_matrix:         # (N, N)
-    "I - alpha D^-1/2 G D^-1/2: what labels are divided by to flow. It knows no label, so it serves for all that follow; ValueError for alpha outside (0, 1)."
-    if not 0 < alpha < 1: raise ValueError(f"expected alpha between 0 and 1, got {alpha}")
+    h: Tensor,  # (N, D) representations
+    k: int = 10,  # neighbours in the graph
+    alpha: float = 0.99,  # share of a row's label that comes from its neighbours
+) -> csr_matrix:  # (N, N)
+    """I - alpha D^-1/2 G D^-1/2: what labels are divided by to flow. It knows no label, so it serves for all that
+    follow; ValueError for alpha outside (0, 1)."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"expected alpha between 0 and 1, got {alpha}")
     graph = nearest_graph(h, k)
     scale = diags(1 / np.sqrt(np.maximum(np.asarray(graph.sum(1)).ravel(), 1e-9)))
     return (identity(len(h), format="csr") - alpha * (scale @ graph @ scale)).tocsr()
 
+
 def propagate(
-    h: Tensor,           # (N, D) representations; the work is done on their device
-    y: Tensor,           # (N,) labels, 0 to K-1; -1 = unlabelled
-    classes: int,        # K
-    k: int = 10,         # neighbours in the graph
-    alpha: float = 0.99, # share of a row's label that comes from its neighbours
+    h: Tensor,  # (N, D) representations; the work is done on their device
+    y: Tensor,  # (N,) labels, 0 to K-1; -1 = unlabelled
+    classes: int,  # K
+    k: int = 10,  # neighbours in the graph
+    alpha: float = 0.99,  # share of a row's label that comes from its neighbours
     prior: Tensor | None = None,  # (K,) frequencies of the classes, which the answer will have; None = as they come
-    tau: float = 0.2,    # temperature of the transport to these frequencies
+    tau: float = 0.2,  # temperature of the transport to these frequencies
     system: csr_matrix | None = None,  # of these rows, where it is there already, see `flow_system`
-) -> Tensor:             # (N, K) probabilities
-    "Labels of all rows from the few (Zhou et al. 2003; Iscen et al. 2019; Cuturi 2013); ValueError without a label, for alpha outside (0, 1) or tau <= 0."
+) -> Tensor:  # (N, K) probabilities
+    """Labels of all rows from the few (Zhou et al. 2003; Iscen et al. 2019; Cuturi 2013); ValueError without a label,
+    for alpha outside (0, 1) or tau <= 0."""
     y = y.cpu()
     given = (y >= 0).nonzero()[:, 0].numpy()
-    if not len(given): raise ValueError(f"expected at least 1 label, got {len(given)}")
-    if tau <= 0: raise ValueError(f"expected tau > 0, got {tau}")
+    if not len(given):
+        raise ValueError(f"expected at least 1 label, got {len(given)}")
+    if tau <= 0:
+        raise ValueError(f"expected tau > 0, got {tau}")
     system, z = flow_system(h, k, alpha) if system is None else system, np.zeros((len(h), classes))
     z[given, y[given].numpy()] = 1.0
     seen = z.sum(0) > 0
     z = solve(system, z, device=h.device).clip(min=0)
-    z += 1e-12 * seen                                                                     # islands without a label
+    z += 1e-12 * seen  # islands without a label
     z /= z.sum(1, keepdims=True)
     return torch.from_numpy(z if prior is None else transport(z, seen * prior.cpu().numpy(), tau)).float()
 
 # %% ../../nbs/method/propagate.ipynb #73e7ab4f
 def mixture(
-    h: Tensor,        # (N, D) representations
-    q: Tensor,        # (N, K) soft labels to begin with
-    y: Tensor,        # (N,) labels, which stay; -1 = unlabelled
-    dim: int = 32,    # principal components that are kept; fewer where h has fewer
+    h: Tensor,  # (N, D) representations
+    q: Tensor,  # (N, K) soft labels to begin with
+    y: Tensor,  # (N,) labels, which stay; -1 = unlabelled
+    dim: int = 32,  # principal components that are kept; fewer where h has fewer
     steps: int = 30,  # of expectation and maximisation
     ridge: float = 1e-3,  # added to the common covariance of the whitened components
-) -> Tensor:          # (N, K) probabilities
-    "One Gaussian for each class, all of one covariance, by expectation and maximisation (Dempster et al. 1977) from soft labels, the given labels certain; a class without a soft label stays without."
+) -> Tensor:  # (N, K) probabilities
+    """One Gaussian for each class, all of one covariance, by expectation and maximisation (Dempster et al. 1977) from
+    soft labels, the given labels certain; a class without a soft label stays without."""
     u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1).double()
     u = u - u.mean(0)
     values, vectors = torch.linalg.eigh(u.T @ u / len(u))
     kept = min(dim, int((values > 1e-9 * values[-1].clamp(min=1e-12)).sum()))
-    x = u @ (vectors[:, -kept:] / values[-kept:].sqrt())                                  # (N, kept) whitened
+    x = u @ (vectors[:, -kept:] / values[-kept:].sqrt())  # (N, kept) whitened
     p, given = q.to(x), y.to(h.device)
     rows = (given >= 0).nonzero()[:, 0]
     certain, real = nn.functional.one_hot(given[rows], q.shape[1]).to(x), p.sum(0) > 1e-6
     for _ in range(steps):
         p[rows] = certain
-        n = p.sum(0).clamp(min=1e-6)                                                      # (K,)
+        n = p.sum(0).clamp(min=1e-6)  # (K,)
         means = p.T @ x / n[:, None]
         common = (x.T @ x - (means.T * n) @ means) / len(x) + ridge * torch.eye(kept).to(x)
-        towards = torch.linalg.solve(common, means.T)                                     # (kept, K)
-        share = (n + .02 * len(x) / len(n)) * real                                        # nobody is talked out of existence
-        p = (x @ towards - .5 * (means.T * towards).sum(0) + share.log() - share.sum().log()).softmax(1)
+        towards = torch.linalg.solve(common, means.T)  # (kept, K)
+        share = (n + 0.02 * len(x) / len(n)) * real  # nobody is talked out of existence
+        p = (x @ towards - 0.5 * (means.T * towards).sum(0) + share.log() - share.sum().log()).softmax(1)
     p[rows] = certain
     return p.float()
 
 # %% ../../nbs/method/propagate.ipynb #f0000002
 HOW = ("estimated", "labels", "uniform", "none")
 
+
 class Frequencies(NamedTuple):
     "How frequent each class is taken to be, and how sure that is."
-    prior: Tensor | None       # (K,) sums to 1; None = whatever comes
-    deviation: Tensor | None   # (K,) standard deviation of an estimate; None = it is none
-    kept: float = 1.0          # c: share of what the images say that noise does not explain
+
+    prior: Tensor | None  # (K,) sums to 1; None = whatever comes
+    deviation: Tensor | None  # (K,) standard deviation of an estimate; None = it is none
+    kept: float = 1.0  # c: share of what the images say that noise does not explain
+
 
 def given_frequencies(
-    text: str | dict,         # "cat=0.2,dog=0.8" or {"cat": .2, "dog": .8}, or one of `HOW`
-    classes: tuple[str, ...], # names
-) -> Tensor | None:           # (K,) sums to 1; None for one of `HOW`
-    "Frequencies that somebody knows; ValueError unless they name every class once, none is negative and they sum to about 1."
-    if isinstance(text, str) and text in HOW: return None
-    wrong = ValueError(f"expected frequencies to be one of {list(HOW)} or a share for each of {', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}, like 'cat=0.2,dog=0.8', got {text!r}")
-    try: table = dict(text) if isinstance(text, dict) else dict(part.rsplit("=", 1) for part in text.split(","))
-    except ValueError as err: raise wrong from err
-    try: table = {str(k).strip(): float(v) for k, v in table.items()}
-    except ValueError as err: raise wrong from err
-    if set(table) != set(classes) or min(table.values()) < 0 or not 0.98 <= sum(table.values()) <= 1.02: raise wrong
+    text: str | dict,  # "cat=0.2,dog=0.8" or {"cat": .2, "dog": .8}, or one of `HOW`
+    classes: tuple[str, ...],  # names
+) -> Tensor | None:  # (K,) sums to 1; None for one of `HOW`
+    """Frequencies that somebody knows; ValueError unless they name every class once, none is negative and they sum to
+    about 1."""
+    if isinstance(text, str) and text in HOW:
+        return None
+    wrong = ValueError(
+        f"expected frequencies to be one of {list(HOW)} or a share for each of "
+        f"{', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}, like 'cat=0.2,dog=0.8', got {text!r}"
+    )
+    try:
+        table = dict(text) if isinstance(text, dict) else dict(part.rsplit("=", 1) for part in text.split(","))
+    except ValueError as err:
+        raise wrong from err
+    try:
+        table = {str(k).strip(): float(v) for k, v in table.items()}
+    except ValueError as err:
+        raise wrong from err
+    if set(table) != set(classes) or min(table.values()) < 0 or not 0.98 <= sum(table.values()) <= 1.02:
+        raise wrong
     prior = torch.tensor([table[c] for c in classes])
     return prior / prior.sum()
 
+
 def by_labels(
-    y: Tensor,     # (N,) labels, -1 = unlabelled
+    y: Tensor,  # (N,) labels, -1 = unlabelled
     classes: int,  # K
-) -> Tensor:       # (K,)
+) -> Tensor:  # (K,)
     "What the labels alone say, one added to each class."
     counts = torch.bincount(y[y >= 0], minlength=classes) + 1.0
     return counts / counts.sum()
 
+
 def histogram(
-    u: Tensor,       # (N, D) rows of length 1
-    means: Tensor,   # (K, D)
-) -> Tensor:         # (K,) shares
+    u: Tensor,  # (N, D) rows of length 1
+    means: Tensor,  # (K, D)
+) -> Tensor:  # (K,) shares
     "What the nearest means make of all rows."
     return torch.bincount((u @ nn.functional.normalize(means, dim=1).T).argmax(1), minlength=len(means)) / len(u)
 
+
 def estimate(
-    h: Tensor,         # (N, D) representations
-    y: Tensor,         # (N,) labels, -1 = unlabelled
-    classes: int,      # K
-    draws: int = 20,   # of the labels, with replacement
-    seed: int = 0,     # of these
-    noise: Tensor | None = None,  # (K,) deviation at least: what the same labels had before they bent the representation
-) -> Frequencies:      # of all rows
-    "Frequencies by the histogram of class means, as far as it is more than noise (James & Stein 1961); what the labels say where no class has two."
+    h: Tensor,  # (N, D) representations
+    y: Tensor,  # (N,) labels, -1 = unlabelled
+    classes: int,  # K
+    draws: int = 20,  # of the labels, with replacement
+    seed: int = 0,  # of these
+    # (K,) deviation at least: what the same labels had before they bent the representation
+    noise: Tensor | None = None,
+) -> Frequencies:  # of all rows
+    """Frequencies by the histogram of class means, as far as it is more than noise (James & Stein 1961); what the
+    labels say where no class has two."""
     y, start = y.cpu(), by_labels(y.cpu(), classes)
     counts = torch.bincount(y[y >= 0], minlength=classes)
-    if counts.max() < 2: return Frequencies(start, (start * (1 - start) / counts.sum()).sqrt(), 0.0)
-    u = nn.functional.normalize(h.float().cpu() - h.float().cpu().mean(1, keepdim=True), dim=1)   # correlation, as cosine
+    if counts.max() < 2:
+        return Frequencies(start, (start * (1 - start) / counts.sum()).sqrt(), 0.0)
+    # correlation, as cosine
+    u = nn.functional.normalize(h.float().cpu() - h.float().cpu().mean(1, keepdim=True), dim=1)
     rows = (y >= 0).nonzero()[:, 0]
-    member = nn.functional.one_hot(y[rows], classes).float().T                            # (K, L)
-    mean = member @ u[rows] / member.sum(1, keepdim=True).clamp(min=1)                    # (K, D)
+    member = nn.functional.one_hot(y[rows], classes).float().T  # (K, L)
+    mean = member @ u[rows] / member.sum(1, keepdim=True).clamp(min=1)  # (K, D)
     found, g = histogram(u, mean), torch.Generator().manual_seed(seed)
     n = counts[y[rows]].float()
-    apart = ((u[rows] - mean[y[rows]]) * (n / (n - 1).clamp(min=1)).sqrt()[:, None])[n > 1]   # (L', D) of all classes: one with a single label borrows from the others
+    # (L', D) of all classes: one with a single label borrows from the others
+    apart = ((u[rows] - mean[y[rows]]) * (n / (n - 1).clamp(min=1)).sqrt()[:, None])[n > 1]
     moved = []
     for _ in range(draws):
         astray = apart[torch.randint(len(apart), (len(rows),), generator=g)]
         moved.append(histogram(u, mean + member @ astray / member.sum(1, keepdim=True).clamp(min=1)))
     deviation = torch.stack(moved).std(0)
-    if noise is not None: deviation = torch.maximum(deviation, noise.cpu())
+    if noise is not None:
+        deviation = torch.maximum(deviation, noise.cpu())
     kept = (1 - deviation.square().sum() / (found - start).square().sum().clamp(min=1e-12)).clamp(0, 1)
-    prior = torch.where(counts > 0, (start + kept * (found - start)).clamp(min=.2 * start), 0)   # nobody is talked out of existence
+    # nobody is talked out of existence
+    prior = torch.where(counts > 0, (start + kept * (found - start)).clamp(min=0.2 * start), 0)
     return Frequencies(prior / prior.sum(), deviation, float(kept))
 
+
 def frequencies(
-    h: Tensor,                 # (N, D) representations
-    y: Tensor,                 # (N,) labels, -1 = unlabelled
+    h: Tensor,  # (N, D) representations
+    y: Tensor,  # (N,) labels, -1 = unlabelled
     classes: tuple[str, ...],  # names of K classes
     how: str | dict = "estimated",  # one of `HOW`, or what is known, see `given_frequencies`
-    noise: Tensor | None = None,    # see `estimate`
+    noise: Tensor | None = None,  # see `estimate`
 ) -> Frequencies:
     "How frequent the classes are among all rows; errors as `given_frequencies`."
     known, K = given_frequencies(how, classes), len(classes)
-    if known is not None: return Frequencies(known, None)
-    if how == "estimated": return estimate(h, y, K, noise=noise)
+    if known is not None:
+        return Frequencies(known, None)
+    if how == "estimated":
+        return estimate(h, y, K, noise=noise)
     return Frequencies(dict(labels=by_labels(y, K), uniform=torch.full((K,), 1 / K), none=None)[how], None)
-

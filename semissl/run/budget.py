@@ -13,12 +13,13 @@ from typing import NamedTuple
 __all__ = ['LEAST', 'FEW', 'Shares', 'shares']
 
 # %% ../../nbs/run/budget.ipynb #06a169be
-LEAST = 60   # steps below which the batch is made smaller
-FEW = 30     # steps below which no soft labels join in: the average has not moved yet
+LEAST = 60  # steps below which the batch is made smaller
+FEW = 30  # steps below which no soft labels join in: the average has not moved yet
 
 
 class Shares(NamedTuple):
     "What a budget of time is spent on."
+
     training: float  # seconds
     steps: int  # about as many fit
     batch_size: int  # unlabelled images in a step
@@ -26,28 +27,38 @@ class Shares(NamedTuple):
     said: str  # in words
 
 
-def shares(seconds: float,  # of the budget
-           gone: float,  # seconds that have gone already
-           forward: float,  # seconds for one image through the encoder
-           back: float,  # seconds for one view through it and back
-           looks: int,  # images that are measured and answered, each as often as it is
-           batch_size: int,  # unlabelled images in a step, as asked for
-           labelled_batch_size: int,  # labelled ones, as asked for; 0 = none
-           others: float = 0.0,  # further trainings of as many steps: baselines, folds
-           may_change: bool = True,  # False: a run that goes on, with the batch and the stages that it has
-           ) -> Shares:
-    "What is for the training, how many steps that is, and of how many images; at least a tenth of a budget is for the training, though that may overrun it."
-    after, each = forward * looks, 2 * back + forward                 # seconds of measuring, and of one image in a step
-    training = max(.1 * seconds, (seconds - gone - after) / (1 + others))
+def shares(
+    seconds: float,  # of the budget
+    gone: float,  # seconds that have gone already
+    forward: float,  # seconds for one image through the encoder
+    back: float,  # seconds for one view through it and back
+    looks: int,  # images that are measured and answered, each as often as it is
+    batch_size: int,  # unlabelled images in a step, as asked for
+    labelled_batch_size: int,  # labelled ones, as asked for; 0 = none
+    others: float = 0.0,  # further trainings of as many steps: baselines, folds
+    may_change: bool = True,  # False: a run that goes on, with the batch and the stages that it has
+) -> Shares:
+    """What is for the training, how many steps that is, and of how many images; at least a tenth of a budget is for the
+    training, though that may overrun it."""
+    after, each = forward * looks, 2 * back + forward  # seconds of measuring, and of one image in a step
+    training = max(0.1 * seconds, (seconds - gone - after) / (1 + others))
     rows = batch_size + labelled_batch_size
     scale = min(1.0, training / (LEAST * each) / rows)
     smaller = lambda n, least: min(n, max(least, int(n * scale) // 8 * 8)) if may_change and scale < 1 else n
     batch, labelled = smaller(batch_size, 16), smaller(labelled_batch_size, 8)
     steps = int(training / (each * (batch + labelled)))
     rest = max(0.0, seconds - gone - training)
-    said = f"{seconds:.0f} s: {gone:.0f} s have gone into loading, {training:.0f} s are for training, {rest:.0f} s for {'baselines, ' if others else ''}measuring and answers"
+    said = (
+        f"{seconds:.0f} s: {gone:.0f} s have gone into loading, {training:.0f} s are for training, {rest:.0f} s "
+        f"for {'baselines, ' if others else ''}measuring and answers"
+    )
     if gone + after + training * (1 + others) > 1.1 * seconds:
         said += f"; with all of that it will take about {gone + after + training * (1 + others):.0f} s"
     if may_change and (batch < batch_size or steps < LEAST):
-        said += f". About {max(1, steps)} steps{f' of {batch + labelled} images, not {rows},' if batch < batch_size else ''} fit into that, too few for all that the method does{', so no soft labels join in' if steps < FEW else ''}: more time, a smaller image_size or learn_on='features' would serve better"
+        said += (
+            f". About {max(1, steps)} "
+            f"steps{f' of {batch + labelled} images, not {rows},' if batch < batch_size else ''} fit into that, too "
+            f"few for all that the method does{', so no soft labels join in' if steps < FEW else ''}: more time, a "
+            f"smaller image_size or learn_on='features' would serve better"
+        )
     return Shares(training, steps, batch, labelled, said)

@@ -31,150 +31,208 @@ from ..data.sources import source_files
 # %% ../../nbs/run/features.ipynb #41296006
 class Looker(nn.Module):
     "uint8 images (N, 3, s, s) -> representations (N, D), by a frozen encoder."
-    def __init__(self,
-        encoder: nn.Module,   # f, with a feature_dim
-        size: int,            # S, side of the images that f is shown, pixels
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # f, with a feature_dim
+        size: int,  # S, side of the images that f is shown, pixels
         mean: Sequence[float],  # of each channel, 0 to 1
-        std: Sequence[float],   # of each channel, 0 to 1
+        std: Sequence[float],  # of each channel, 0 to 1
         interpolation: str = "bicubic",  # how images come to S: "bicubic" or "bilinear"
     ):
         super().__init__()
         self.encoder, self.size, self.interpolation = encoder.eval().requires_grad_(False), size, interpolation
-        for name, value in dict(mean=mean, std=std).items(): self.register_buffer(name, torch.tensor(value, dtype=torch.float32).view(1, 3, 1, 1))
+        for name, value in dict(mean=mean, std=std).items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32).view(1, 3, 1, 1))
 
-    def train(self, mode: bool = True) -> nn.Module: return super().train(False)   # frozen: it is only ever evaluated
+    # frozen: it is only ever evaluated
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
 
-    def resize(self,
+    def resize(
+        self,
         images: Tensor,  # (N, 3, s, s) uint8
-    ) -> Tensor:         # (N, 3, S, S) uint8
+    ) -> Tensor:  # (N, 3, S, S) uint8
         "Images at the size of the look, as Pillow would resample them; large ones are averaged, not picked from."
-        if images.shape[-1] == self.size: return images
-        x = images if images.device.type == "cpu" else images.float()          # a CPU has a fast way for bytes
+        if images.shape[-1] == self.size:
+            return images
+        x = images if images.device.type == "cpu" else images.float()  # a CPU has a fast way for bytes
         x = nn.functional.interpolate(x, (self.size, self.size), mode=self.interpolation, antialias=True)
         return x if x.dtype == torch.uint8 else x.round().clamp(0, 255).to(torch.uint8)
 
-    def encode(self,
+    def encode(
+        self,
         images: Tensor,  # (N, 3, S, S) uint8
-    ) -> Tensor:         # (N, D)
+    ) -> Tensor:  # (N, D)
         "What the encoder says of images that have their size."
         return self.encoder((images.float() / 255 - self.mean) / self.std).float()
 
-    def forward(self, images: Tensor) -> Tensor: return self.encode(self.resize(images))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encode(self.resize(images))
 
     @property
     def key(self) -> str:  # 16 hexadecimal digits
         "Names what was seen with: weights, size, normalisation and resampling."
         total = hashlib.sha256(json.dumps([self.size, self.interpolation]).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            total.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            total.update(
+                f"{name} {tuple(tensor.shape)}".encode()
+                + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         return total.hexdigest()[:16]
 
 # %% ../../nbs/run/features.ipynb #399c42d7
-VIEWS = {"plain": (0, 0, 1.0, False), "mirror": (0, 0, 1.0, True)} | {   # left and top (0 to 1 of what is left over), side, mirrored
-    f"crop{i}": (x, y, .875, bool(i % 2)) for i, (x, y) in enumerate(((.5, .5), (0, 0), (1, 0), (0, 1), (1, 1)))}
+# left and top (0 to 1 of what is left over), side, mirrored
+VIEWS = {"plain": (0, 0, 1.0, False), "mirror": (0, 0, 1.0, True)} | {
+    f"crop{i}": (x, y, 0.875, bool(i % 2)) for i, (x, y) in enumerate(((0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1)))
+}
+
 
 def check_views(
-    names: str,    # of VIEWS, joined by commas
-) -> list[str]:    # one by one
+    names: str,  # of VIEWS, joined by commas
+) -> list[str]:  # one by one
     "ValueError for an unknown view, a repeated one, and none."
     chosen = [n.strip() for n in names.split(",") if n.strip()]
     if not chosen or set(chosen) - set(VIEWS) or len(set(chosen)) < len(chosen):
         raise ValueError(f"expected different views among {', '.join(VIEWS)}, joined by commas, got {names!r:.80}")
     return chosen
 
+
 def view(
     images: Tensor,  # (n, 3, s, s) uint8
-    name: str,       # of VIEWS
-) -> Tensor:         # (n, 3, t, t) uint8
+    name: str,  # of VIEWS
+) -> Tensor:  # (n, 3, t, t) uint8
     "One view of each image."
     x, y, share, mirrored = VIEWS[name]
     side = images.shape[-1]
     t = round(side * share)
     left, top = round(x * (side - t)), round(y * (side - t))
-    cut = images[:, :, top:top + t, left:left + t]
+    cut = images[:, :, top : top + t, left : left + t]
     return cut.flip(3) if mirrored else cut
 
 # %% ../../nbs/run/features.ipynb #492317a8
 def openvino_engine(
     looker: Looker,
     batch: int = 8,  # images a request
-) -> Callable:       # an iterator of (n, 3, S, S) uint8 blocks -> an iterator of (n, D) float32 blocks
+) -> Callable:  # an iterator of (n, 3, S, S) uint8 blocks -> an iterator of (n, D) float32 blocks
     "The look by OpenVINO on this processor, several requests at once."
     import warnings
     import openvino as ov
+
     S = looker.size
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                               # of the tracer
-        model = ov.convert_model(looker, example_input=torch.zeros(batch, 3, S, S, dtype=torch.uint8), input=[batch, 3, S, S])
+        warnings.simplefilter("ignore")  # of the tracer
+        model = ov.convert_model(
+            looker, example_input=torch.zeros(batch, 3, S, S, dtype=torch.uint8), input=[batch, 3, S, S]
+        )
     core = ov.Core()
     native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16" if native else "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": "bf16" if native else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        },
+    )
     D = compiled.output(0).get_partial_shape()[1].get_length()
+
     def look(blocks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         queue, waiting = ov.AsyncInferQueue(compiled), []
+
         def done(request, where):
             out, i, n, arrived = where
-            out[i:i + n] = request.get_output_tensor().data[:n]
+            out[i : i + n] = request.get_output_tensor().data[:n]
             arrived.append(i)
+
         queue.set_callback(done)
         for block in blocks:
             out, arrived = np.empty((len(block), D), np.float32), []
             for i in range(0, len(block), batch):
-                part = block[i:i + batch].numpy()
+                part = block[i : i + batch].numpy()
                 n = len(part)
-                if n < batch: part = np.concatenate([part, np.repeat(part[:1], batch - n, 0)])
+                if n < batch:
+                    part = np.concatenate([part, np.repeat(part[:1], batch - n, 0)])
                 queue.start_async({0: part}, (out, i, n, arrived))
             waiting.append((out, arrived))
-            while waiting and len(waiting[0][1]) == -(-len(waiting[0][0]) // batch): yield waiting.pop(0)[0]
+            while waiting and len(waiting[0][1]) == -(-len(waiting[0][0]) // batch):
+                yield waiting.pop(0)[0]
         queue.wait_all()
-        for out, _ in waiting: yield out
-    look.name, look.block, look.resizes = f"OpenVINO {'bfloat16' if native else 'float32'}", 64, False   # images at once; whether they may come at any size
+        for out, _ in waiting:
+            yield out
+
+    # images at once; whether they may come at any size
+    look.name, look.block, look.resizes = f"OpenVINO {'bfloat16' if native else 'float32'}", 64, False
     return look
+
 
 def torch_engine(
     looker: Looker,
-    device: str,            # "cpu" or "cuda"
-    compiled: bool = False, # torch.compile: worth its minute for very many images
-) -> Callable:              # as `openvino_engine`; images may come at any size
+    device: str,  # "cpu" or "cuda"
+    compiled: bool = False,  # torch.compile: worth its minute for very many images
+) -> Callable:  # as `openvino_engine`; images may come at any size
     "The look by torch: half precision on a GPU, float32 on a processor."
-    half = None if device == "cpu" else torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    half = (
+        None
+        if device == "cpu"
+        else torch.bfloat16
+        if torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float16
+    )
     looker = looker.to(device, memory_format=torch.channels_last)
     see = torch.compile(looker.encode, dynamic=False) if compiled else looker.encode
+
     @torch.inference_mode()
     def rows(block: Tensor) -> Tensor:
         n, x = len(block), looker.resize(block.to(device, non_blocking=True))
-        if compiled and n < look.block: x = torch.cat([x, x[:1].expand(look.block - n, -1, -1, -1)])   # one shape, compiled once
-        with torch.autocast(device, dtype=half, enabled=half is not None): return see(x.contiguous(memory_format=torch.channels_last))[:n]
+        # one shape, compiled once
+        if compiled and n < look.block:
+            x = torch.cat([x, x[:1].expand(look.block - n, -1, -1, -1)])
+        with torch.autocast(device, dtype=half, enabled=half is not None):
+            return see(x.contiguous(memory_format=torch.channels_last))[:n]
+
     def look(blocks: Iterator[Tensor]) -> Iterator[np.ndarray]:
         before = None
-        for block in blocks:                                          # a GPU works on this one while the one before it is kept
+        for block in blocks:  # a GPU works on this one while the one before it is kept
             now = rows(block)
-            if before is not None: yield before.cpu().numpy()
+            if before is not None:
+                yield before.cpu().numpy()
             before = now
-        if before is not None: yield before.cpu().numpy()
-    look.name = f"torch {str(half or torch.float32).removeprefix('torch.')} on {device}{', compiled' if compiled else ''}"
+        if before is not None:
+            yield before.cpu().numpy()
+
+    look.name = (
+        f"torch {str(half or torch.float32).removeprefix('torch.')} on {device}{', compiled' if compiled else ''}"
+    )
     look.block, look.resizes = (64, False) if device == "cpu" else (512, True)
     return look
 
-ENGINES = WeakKeyDictionary()   # OpenVINO's, by looker: compiling takes seconds
-REPAID = 1_000_000   # images from which compiling for a GPU is repaid, see `experiments/gpu`
+
+ENGINES = WeakKeyDictionary()  # OpenVINO's, by looker: compiling takes seconds
+REPAID = 1_000_000  # images from which compiling for a GPU is repaid, see `experiments/gpu`
+
 
 def engine(
     looker: Looker,
-    images: int,    # how many there are to look at: a few are not worth what OpenVINO takes to begin
+    images: int,  # how many there are to look at: a few are not worth what OpenVINO takes to begin
     device: str | None = None,  # "cpu" or "cuda"; None = a GPU where there is one
-) -> Callable:      # see `openvino_engine`
+) -> Callable:  # see `openvino_engine`
     "What looks fastest here."
-    if device != "cpu" and torch.cuda.is_available(): return torch_engine(looker, "cuda", compiled=images >= REPAID)
-    if looker not in ENGINES and images >= 200 and importlib.util.find_spec("openvino"): ENGINES[looker] = openvino_engine(looker)
+    if device != "cpu" and torch.cuda.is_available():
+        return torch_engine(looker, "cuda", compiled=images >= REPAID)
+    if looker not in ENGINES and images >= 200 and importlib.util.find_spec("openvino"):
+        ENGINES[looker] = openvino_engine(looker)
     return ENGINES.get(looker) or torch_engine(looker, "cpu")
 
 # %% ../../nbs/run/features.ipynb #5948defd
 class Kept:
     "What one encoder saw in one view of every image shown so far."
-    def __init__(self,
+
+    def __init__(
+        self,
         folder: Path,  # of its own; made when it is not there
-        width: int,    # D
+        width: int,  # D
     ):
         self.folder, self.width = folder, width
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,169 +241,226 @@ class Kept:
     def read(self) -> None:
         "Look at the files again: another process may have added rows."
         files = [self.folder / "rows.f16", self.folder / "names.bin"]
-        for f in files: f.touch()
+        for f in files:
+            f.touch()
         n = min(files[0].stat().st_size // (2 * self.width), files[1].stat().st_size // 16)
-        self.rows = np.memmap(files[0], np.float16, "r", shape=(n, self.width)) if n else np.empty((0, self.width), np.float16)
+        self.rows = (
+            np.memmap(files[0], np.float16, "r", shape=(n, self.width)) if n else np.empty((0, self.width), np.float16)
+        )
         names = np.fromfile(files[1], "V16", count=n)
         self.order = np.argsort(names)
         self.names = names[self.order]
 
-    def find(self,
+    def find(
+        self,
         names: np.ndarray,  # (N,) of 16 bytes
-    ) -> np.ndarray:        # (N,) rows; -1 = never seen
+    ) -> np.ndarray:  # (N,) rows; -1 = never seen
         "Where the rows of these images are."
-        if not len(self.names): return np.full(len(names), -1)
+        if not len(self.names):
+            return np.full(len(names), -1)
         at = np.minimum(np.searchsorted(self.names, names), len(self.names) - 1)
         return np.where(self.names[at] == names, self.order[at], -1)
 
-    def add(self,
+    def add(
+        self,
         names: np.ndarray,  # (n,) of 16 bytes
-        h: np.ndarray,      # (n, D)
+        h: np.ndarray,  # (n, D)
     ) -> None:
-        "More rows, after what a killed process has left torn is cut off; their names last: a row without its name does not count. ValueError where a number is not finite."
-        if not np.isfinite(h).all(): raise ValueError(f"expected finite representations, got {int((~np.isfinite(h)).any(1).sum())} of {len(h)} images with others: the encoder's weights or its precision do not fit")
-        parts = (self.folder / "rows.f16", 2 * self.width, np.clip(h, -65504, 65504).astype(np.float16)), (self.folder / "names.bin", 16, names)
+        """More rows, after what a killed process has left torn is cut off; their names last: a row without its name
+        does not count. ValueError where a number is not finite."""
+        if not np.isfinite(h).all():
+            raise ValueError(
+                f"expected finite representations, got {int((~np.isfinite(h)).any(1).sum())} of {len(h)} images with "
+                f"others: the encoder's weights or its precision do not fit"
+            )
+        parts = (
+            (self.folder / "rows.f16", 2 * self.width, np.clip(h, -65504, 65504).astype(np.float16)),
+            (self.folder / "names.bin", 16, names),
+        )
         with one_at_a_time(self.folder / "adding"):
             whole = min(path.stat().st_size // size for path, size, _ in parts)
             for path, size, more in parts:
                 os.truncate(path, whole * size)
-                with open(path, "ab") as file: file.write(more.tobytes())
+                with open(path, "ab") as file:
+                    file.write(more.tobytes())
+
 
 def hand_back(pixels: Tensor) -> None:  # rows that were read
-    "Tell Linux that these pages may leave memory; other systems decide alone. Nothing is lost: they are read again when asked for."
-    if not sys.platform.startswith("linux") or pixels.device.type != "cpu": return
+    """Tell Linux that these pages may leave memory; other systems decide alone. Nothing is lost: they are read again
+    when asked for."""
+    if not sys.platform.startswith("linux") or pixels.device.type != "cpu":
+        return
     page, MADV_PAGEOUT = os.sysconf("SC_PAGE_SIZE"), 21
     start = -(-pixels.data_ptr() // page) * page
     length = (pixels.data_ptr() + pixels.nbytes - start) // page * page
-    if length > 0: ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_PAGEOUT)
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_PAGEOUT)
+
 
 def pixel_names(
-    images: Tensor,    # (N, 3, s, s) uint8
+    images: Tensor,  # (N, 3, s, s) uint8
     rows: np.ndarray | None = None,  # (n,) of them, rising; None = all
     block: int = 2**24,  # bytes after which memory is handed back
-) -> np.ndarray:       # (n,) of 16 bytes
+) -> np.ndarray:  # (n,) of 16 bytes
     "The hash of each image's pixels and shape."
     pixels, shape, names = images.numpy(), repr(tuple(images.shape[1:])).encode(), []
     rows = np.arange(len(images)) if rows is None else rows
     few = max(1, block // max(1, pixels[0].nbytes)) if len(pixels) else 1
     for part in np.split(rows, range(few, len(rows), few)):
-        names += [hashlib.blake2b(np.ascontiguousarray(pixels[row]), digest_size=16, key=shape).digest() for row in part]
-        if len(part): hand_back(images[int(part[0]):int(part[-1]) + 1])
+        names += [
+            hashlib.blake2b(np.ascontiguousarray(pixels[row]), digest_size=16, key=shape).digest() for row in part
+        ]
+        if len(part):
+            hand_back(images[int(part[0]) : int(part[-1]) + 1])
     return np.frombuffer(b"".join(names), "V16")
 
 # %% ../../nbs/run/features.ipynb #7f385085
 class Seen:
     "The representations of N images in V views, read from the disk where they are asked for."
-    def __init__(self,
+
+    def __init__(
+        self,
         stores: list[Kept],  # of V views
-        names: np.ndarray,   # (N,) of 16 bytes
-        views: list[str],    # their names
-        key: str,            # of what looked, see `Looker.key`
-        fresh: int = 0,      # images that were looked at now
+        names: np.ndarray,  # (N,) of 16 bytes
+        views: list[str],  # their names
+        key: str,  # of what looked, see `Looker.key`
+        fresh: int = 0,  # images that were looked at now
     ):
         self.stores, self.views, self.key, self.fresh = stores, views, key, fresh
-        self.index = np.stack([s.find(names) for s in stores])                # (V, N)
+        self.index = np.stack([s.find(names) for s in stores])  # (V, N)
 
-    def __len__(self) -> int: return self.index.shape[1]
+    def __len__(self) -> int:
+        return self.index.shape[1]
+
     @property
-    def shape(self) -> tuple[int, int, int]: return len(self), len(self.stores), self.stores[0].width
+    def shape(self) -> tuple[int, int, int]:
+        return len(self), len(self.stores), self.stores[0].width
 
     def __getitem__(self, rows) -> np.ndarray:  # -> (n, V, D) float16
         return np.stack([s.rows[i[rows]] for s, i in zip(self.stores, self.index)], 1)
 
+
 def look(
-    images: Tensor,       # (N, 3, s, s) uint8
+    images: Tensor,  # (N, 3, s, s) uint8
     looker: Looker,
-    views: list[str],     # see `check_views`
-    folder: Path,         # where everything that was ever seen is kept, see `looks_folder`
+    views: list[str],  # see `check_views`
+    folder: Path,  # where everything that was ever seen is kept, see `looks_folder`
     rows: np.ndarray | None = None,  # (n,) of the images, rising; None = all
-    device: str | None = None,       # "cpu" or "cuda"; None = a GPU where there is one
-) -> Seen:                # in the order of the images, or of the rows
-    "Show every image once in each view to a frozen encoder and keep what it said; a call that was killed goes on where it was. OSError where the folder cannot be written."
+    device: str | None = None,  # "cpu" or "cuda"; None = a GPU where there is one
+) -> Seen:  # in the order of the images, or of the rows
+    """Show every image once in each view to a frozen encoder and keep what it said; a call that was killed goes on
+    where it was. OSError where the folder cannot be written."""
     names, key = pixel_names(images, rows), looker.key
     fresh = look_at(images, names, looker, views, folder / key, rows=rows, device=device)
     return Seen([Kept(folder / key / v, looker.encoder.feature_dim) for v in views], names, views, key, fresh)
 
+
 def look_at(
-    images: Tensor,      # (N, 3, s, s) uint8
-    names: np.ndarray,   # (n,) of 16 bytes, of all or of the rows
+    images: Tensor,  # (N, 3, s, s) uint8
+    names: np.ndarray,  # (n,) of 16 bytes, of all or of the rows
     looker: Looker,
-    views: list[str],    # see `check_views`
-    folder: Path,        # of what this looker has seen
+    views: list[str],  # see `check_views`
+    folder: Path,  # of what this looker has seen
     share: tuple[int, int] = (0, 1),  # number of this process, processes: each looks at its own images
-    rows: np.ndarray | None = None,   # (n,) of the images, rising; None = all
-    device: str | None = None,        # see `look`
-) -> int:                # images that were looked at now
+    rows: np.ndarray | None = None,  # (n,) of the images, rising; None = all
+    device: str | None = None,  # see `look`
+) -> int:  # images that were looked at now
     "The work of `look`."
-    _, first = np.unique(names, return_index=True)                    # of two copies one
+    _, first = np.unique(names, return_index=True)  # of two copies one
     first, (process, processes) = np.sort(first), share
     first = first[names[first].view(np.uint8).reshape(-1, 16)[:, 0] % processes == process]
     fresh, see = 0, None
     for v in views:
         kept = Kept(folder / v, looker.encoder.feature_dim)
-        if (kept.find(names[first]) >= 0).all(): continue
-        with one_at_a_time(kept.folder) if processes == 1 else nullcontext():   # a second process waits, and finds what the first has seen
+        if (kept.find(names[first]) >= 0).all():
+            continue
+        # a second process waits, and finds what the first has seen
+        with one_at_a_time(kept.folder) if processes == 1 else nullcontext():
             kept.read()
             todo = first[kept.find(names[first]) < 0]
-            if not len(todo): continue
+            if not len(todo):
+                continue
             fresh, see = max(fresh, len(todo)), see or engine(looker, len(todo), device)
             parts = np.split(todo, range(see.block, len(todo), see.block))
-            with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", delay=1, smoothing=.05) as bar:
-                for part, h in zip(parts, see(cut(images, parts if rows is None else [rows[p] for p in parts], looker, v, not see.resizes))):
+            with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", delay=1, smoothing=0.05) as bar:
+                for part, h in zip(
+                    parts,
+                    see(cut(images, parts if rows is None else [rows[p] for p in parts], looker, v, not see.resizes)),
+                ):
                     kept.add(names[part], h)
                     bar.update(len(part))
     return fresh
 
+
 def look_once(
-    images: Tensor,      # (N, 3, s, s) uint8, N > 0
+    images: Tensor,  # (N, 3, s, s) uint8, N > 0
     looker: Looker,
-    views: list[str],    # see `check_views`
+    views: list[str],  # see `check_views`
     device: str | None = None,  # see `look`
-) -> np.ndarray:         # (N, V, D) float16
+) -> np.ndarray:  # (N, V, D) float16
     "A look of which nothing is kept, where nothing can be written."
     see = engine(looker, len(images), device)
     parts = np.split(np.arange(len(images)), range(see.block, len(images), see.block))
-    return np.stack([np.concatenate([h.astype(np.float16) for h in see(cut(images, parts, looker, v, not see.resizes))]) for v in views], 1)
+    return np.stack(
+        [
+            np.concatenate([h.astype(np.float16) for h in see(cut(images, parts, looker, v, not see.resizes))])
+            for v in views
+        ],
+        1,
+    )
+
 
 def look_together(
-    images: Tensor,      # (N, 3, s, s) uint8
+    images: Tensor,  # (N, 3, s, s) uint8
     looker: Looker,
-    views: list[str],    # see `check_views`
-    folder: Path,        # see `look`; of all machines
-    devices: int = 1,    # processes on each machine
-    nodes: int = 1,      # machines
+    views: list[str],  # see `check_views`
+    folder: Path,  # see `look`; of all machines
+    devices: int = 1,  # processes on each machine
+    nodes: int = 1,  # machines
     rows: np.ndarray | None = None,  # (n,) of the images, rising; None = all
-) -> int:                # images that this process has looked at
-    "Each process looks at its share, all wait for the last: those that were started already, by Ray or torchrun, else by Lightning's Fabric. `look` then finds everything; where machines have no disk in common, it looks at the rest."
+) -> int:  # images that this process has looked at
+    """Each process looks at its share, all wait for the last: those that were started already, by Ray or torchrun, else
+    by Lightning's Fabric. `look` then finds everything; where machines have no disk in common, it looks at the rest."""
     names, group = pixel_names(images, rows), torch.distributed
+
     def own(process: int, processes: int, wait: Callable) -> int:
         mine = look_at(images, names, looker, views, folder / looker.key, (process, processes), rows)
         wait()
         return mine
-    if group.is_available() and group.is_initialized(): return own(group.get_rank(), group.get_world_size(), group.barrier)
+
+    if group.is_available() and group.is_initialized():
+        return own(group.get_rank(), group.get_world_size(), group.barrier)
     from lightning_fabric import Fabric
-    return Fabric(devices=devices, num_nodes=nodes).launch(lambda fabric: own(fabric.global_rank, fabric.world_size, fabric.barrier))
+
+    return Fabric(devices=devices, num_nodes=nodes).launch(
+        lambda fabric: own(fabric.global_rank, fabric.world_size, fabric.barrier)
+    )
+
 
 def cut(
-    images: Tensor,           # (N, 3, s, s) uint8
+    images: Tensor,  # (N, 3, s, s) uint8
     parts: list[np.ndarray],  # rows of each block
     looker: Looker,
-    name: str,                # of VIEWS
-    resample: bool = True,    # False: what looks does it
-) -> Iterator[Tensor]:        # (n, 3, S, S) uint8, or as they are
+    name: str,  # of VIEWS
+    resample: bool = True,  # False: what looks does it
+) -> Iterator[Tensor]:  # (n, 3, S, S) uint8, or as they are
     "Blocks of one view at the size of the look."
     for rows in parts:
-        pixels = images[int(rows[0]):int(rows[-1]) + 1]
+        pixels = images[int(rows[0]) : int(rows[-1]) + 1]
         chosen = pixels if len(pixels) == len(rows) else images[torch.from_numpy(rows)]
         block = view(chosen, name).contiguous()
         yield looker.resize(block) if resample else block
         hand_back(pixels)
 
+
 def looks_folder(
     data: str = "",  # TrainConfig.data; a folder or archives have theirs beside them
 ) -> Path:
-    "Where looks are kept: $SEMISSL_CACHE, else beside the images where that can be written, else in the home directory."
+    """Where looks are kept: $SEMISSL_CACHE, else beside the images where that can be written, else in the home
+    directory."""
     home = os.environ.get("SEMISSL_CACHE")
-    try: beside = source_files(data)[0].resolve().parent / ".semissl-cache" if data else None
-    except ValueError: beside = None                                  # not files
+    try:
+        beside = source_files(data)[0].resolve().parent / ".semissl-cache" if data else None
+    except ValueError:
+        beside = None  # not files
     return Path(home or (beside if beside and writable(beside) else Path.home() / ".cache" / "semissl")) / "looks"

@@ -23,60 +23,80 @@ from .sight import logistic
 # %% ../../nbs/run/finetune.ipynb #62031e10
 class Tuned(nn.Module):
     "uint8 images (N, 3, s, s) -> logits (N, K), by a copy of an encoder that is free to learn."
-    def __init__(self,
+
+    def __init__(
+        self,
         looker: Looker,  # stays as it is
-        A: Tensor,       # (K, D) weights of the head
-        a: Tensor,       # (K,)
+        A: Tensor,  # (K, D) weights of the head
+        a: Tensor,  # (K,)
     ):
         super().__init__()
         self.looker, self.head = deepcopy(looker), nn.Linear(A.shape[1], len(A))
         self.looker.encoder.requires_grad_(True)
-        with torch.no_grad(): self.head.weight.copy_(A), self.head.bias.copy_(a)
+        with torch.no_grad():
+            self.head.weight.copy_(A), self.head.bias.copy_(a)
 
-    def forward(self, images: Tensor) -> Tensor: return self.head(self.looker(images))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.looker(images))
 
     @torch.inference_mode()
-    def probabilities(self,
-        images: Tensor,   # (N, 3, s, s) uint8
+    def probabilities(
+        self,
+        images: Tensor,  # (N, 3, s, s) uint8
         block: int = 64,  # images at once
-    ) -> Tensor:          # (N, K) on the CPU
+    ) -> Tensor:  # (N, K) on the CPU
         "What it says of many images."
         device = self.head.weight.device
-        return torch.cat([self(images[i:i + block].to(device)).softmax(1).cpu() for i in range(0, len(images), block)])
+        return torch.cat(
+            [self(images[i : i + block].to(device)).softmax(1).cpu() for i in range(0, len(images), block)]
+        )
 
 # %% ../../nbs/run/finetune.ipynb #9f60a514
 def fine_tuned(
-    looker: Looker,       # the encoder and its size; a copy learns
-    images: Tensor,       # (L, 3, s, s) uint8, the labelled ones
-    y: Tensor,            # (L,) labels, 0 to K-1
-    classes: int,         # K
-    to_answer: int = 0,   # images that it has to answer for in the same time
-    seconds: float | None = None, # at most, answer included; None = no limit
-    steps: int = 100,     # optimizer steps, fewer where the time is short
-    batch: int = 32,      # images of a step
-    lr: float = 1e-4,     # learning rate of the encoder; the head's is ten times that
+    looker: Looker,  # the encoder and its size; a copy learns
+    images: Tensor,  # (L, 3, s, s) uint8, the labelled ones
+    y: Tensor,  # (L,) labels, 0 to K-1
+    classes: int,  # K
+    to_answer: int = 0,  # images that it has to answer for in the same time
+    seconds: float | None = None,  # at most, answer included; None = no limit
+    steps: int = 100,  # optimizer steps, fewer where the time is short
+    batch: int = 32,  # images of a step
+    lr: float = 1e-4,  # learning rate of the encoder; the head's is ten times that
     seed: int = 0,
     device: str = "cpu",
-) -> Tuned:               # trained; TimeoutError where `seconds` are too few
+) -> Tuned:  # trained; TimeoutError where `seconds` are too few
     "Fine-tune a copy of the encoder on labelled images, beginning with a linear probe."
     looker = deepcopy(looker).to(device)
     began = time.perf_counter()
-    with torch.inference_mode(): x = torch.cat([looker(part.to(device)).cpu() for part in images.split(batch)])
-    each = (time.perf_counter() - began) / len(images)                       # seconds of an image, forward
+    with torch.inference_mode():
+        x = torch.cat([looker(part.to(device)).cpu() for part in images.split(batch)])
+    each = (time.perf_counter() - began) / len(images)  # seconds of an image, forward
     until = float("inf") if seconds is None else began + seconds - each * to_answer
     allowed = (until - time.perf_counter()) / (4 * batch * each)
-    if allowed < min(steps, 20): raise TimeoutError(f"expected at least {each * (to_answer + 80 * batch + len(images)):.0f} s for fine-tuning, got {seconds:.0f}")
+    if allowed < min(steps, 20):
+        raise TimeoutError(
+            f"expected at least {each * (to_answer + 80 * batch + len(images)):.0f} s for fine-tuning, got "
+            f"{seconds:.0f}"
+        )
     steps = int(min(allowed, steps))
     mean, scale = x.mean(0), x.std().clamp(min=1e-6)
     A, a = logistic((x - mean) / scale, y, classes)
     net, g = Tuned(looker, A / scale, a - A @ (mean / scale)).to(device), torch.Generator().manual_seed(seed)
-    views = replace(policy("photos", "weak"), mean=tuple(looker.mean.flatten().tolist()), std=tuple(looker.std.flatten().tolist()))
-    optimizer = torch.optim.AdamW([dict(params=net.looker.parameters(), rate=lr), dict(params=net.head.parameters(), rate=10 * lr)], lr=lr, weight_decay=0.01)
+    views = replace(
+        policy("photos", "weak"), mean=tuple(looker.mean.flatten().tolist()), std=tuple(looker.std.flatten().tolist())
+    )
+    optimizer = torch.optim.AdamW(
+        [dict(params=net.looker.parameters(), rate=lr), dict(params=net.head.parameters(), rate=10 * lr)],
+        lr=lr,
+        weight_decay=0.01,
+    )
     present = y.unique()
     of_class = [(y == k).nonzero()[:, 0] for k in present]
     for step in range(steps):
-        if time.perf_counter() > until: break
-        for group in optimizer.param_groups: group["lr"] = group["rate"] * learning_rate(step, steps)
+        if time.perf_counter() > until:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * learning_rate(step, steps)
         turn = torch.randint(len(present), (batch,), generator=g)
         rows = torch.stack([of_class[k][torch.randint(len(of_class[k]), (), generator=g)] for k in turn])
         shown = augment(looker.resize(images[rows]), views, g).to(device)

@@ -17,11 +17,12 @@ from ..data.images import ImageSet
 __all__ = ['MOST', 'pixel_hash', 'data_identity', 'identity_hash', 'changes']
 
 # %% ../../nbs/run/identity.ipynb #72742eb3
-MOST = 2**28   # bytes of pixels that are read for a hash; of more images an even sample
+MOST = 2**28  # bytes of pixels that are read for a hash; of more images an even sample
 
 
-def pixel_hash(images: ImageSet | None  # None = there are none
-               ) -> str:  # 16 hexadecimal digits; "" for None
+def pixel_hash(
+    images: ImageSet | None,  # None = there are none
+) -> str:  # 16 hexadecimal digits; "" for None
     "Names one set of pictures: their number, size and pixels."
     if images is None:
         return ""
@@ -34,32 +35,56 @@ def pixel_hash(images: ImageSet | None  # None = there are none
     return total.hexdigest()[:16]
 
 
-def data_identity(train: ImageSet,  # labels -1 but for the labelled ones
-                  test: ImageSet | None,  # None = nothing to measure on
-                  split: str,  # hash of the draw, see `label_split`
-                  ) -> dict:  # plain values, for data.json
+def data_identity(
+    train: ImageSet,  # labels -1 but for the labelled ones
+    test: ImageSet | None,  # None = nothing to measure on
+    split: str,  # hash of the draw, see `label_split`
+) -> dict:  # plain values, for data.json
     "What a run was trained and measured on."
-    return dict(images=len(train), images_sha256=pixel_hash(train), classes=list(train.classes), labelled=int((train.labels >= 0).sum()), labels_sha256=split,
-                test_images=len(test or ()), test_sha256="" if test is None else hashlib.sha256((pixel_hash(test) + json.dumps(test.labels.tolist())).encode()).hexdigest()[:16])
+    return dict(
+        images=len(train),
+        images_sha256=pixel_hash(train),
+        classes=list(train.classes),
+        labelled=int((train.labels >= 0).sum()),
+        labels_sha256=split,
+        test_images=len(test or ()),
+        test_sha256=""
+        if test is None
+        else hashlib.sha256((pixel_hash(test) + json.dumps(test.labels.tolist())).encode()).hexdigest()[:16],
+    )
 
 
-def identity_hash(identity: dict  # from `data_identity`
-                  ) -> str:  # 16 hexadecimal digits
+def identity_hash(
+    identity: dict,  # from `data_identity`
+) -> str:  # 16 hexadecimal digits
     "The data in one word, for a checkpoint."
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def changes(then: dict,  # from `data_identity`
-            now: dict,  # the same, today
-            ) -> str:  # what differs, in words; "" when nothing does
+def changes(
+    then: dict,  # from `data_identity`
+    now: dict,  # the same, today
+) -> str:  # what differs, in words; "" when nothing does
     "What has changed between two starts."
     said = []
     if then["labels_sha256"] != now["labels_sha256"] or then["classes"] != now["classes"]:
-        said += [f"{then['labelled']} labels then, {now['labelled']} now" if then["labelled"] != now["labelled"] else f"{now['labelled']} labels, but others"]
+        said += [
+            f"{then['labelled']} labels then, {now['labelled']} now"
+            if then["labelled"] != now["labelled"]
+            else f"{now['labelled']} labels, but others"
+        ]
         new, gone = (sorted(set(a["classes"]) - set(b["classes"])) for a, b in ((now, then), (then, now)))
         said += [f"new classes {new}" if new else "", f"without the classes {gone}" if gone else ""]
     if then["images_sha256"] != now["images_sha256"]:
-        said += [f"{then['images']} images then, {now['images']} now" if then["images"] != now["images"] else f"{now['images']} images, but others"]
+        said += [
+            f"{then['images']} images then, {now['images']} now"
+            if then["images"] != now["images"]
+            else f"{now['images']} images, but others"
+        ]
     if then["test_sha256"] != now["test_sha256"]:
-        said += [f"{then['test_images']} test images then, {now['test_images']} now" if then["test_images"] != now["test_images"] else "other test images or labels"]
+        said += [
+            f"{then['test_images']} test images then, {now['test_images']} now"
+            if then["test_images"] != now["test_images"]
+            else "other test images or labels"
+        ]
     return ", ".join(s for s in said if s)

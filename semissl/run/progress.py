@@ -13,8 +13,9 @@ import os, sys, time
 __all__ = ['clock', 'Line']
 
 # %% ../../nbs/run/progress.ipynb #7e60083e
-def clock(seconds: float  # 0 or more
-          ) -> str:  # as people say it
+def clock(
+    seconds: float,  # 0 or more
+) -> str:  # as people say it
     "4 s, 2:05 min or 1:10 h."
     s = round(seconds)
     return f"{s} s" if s < 60 else f"{s // 60}:{s % 60:02} min" if s < 3600 else f"{s // 3600}:{s % 3600 // 60:02} h"
@@ -22,19 +23,37 @@ def clock(seconds: float  # 0 or more
 
 class Line:
     "One line that says how far something is; with TQDM_DISABLE set nothing is drawn."
-    def __init__(self,
-                 what: str,  # for example "training"
-                 every: float = 0.5,  # seconds between two drawings
-                 ) -> None:
-        self.what, self.every, self.began, self.drawn, self.tenth, self.handle = what, every, time.monotonic(), 0.0, 0, None
-        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-        self.where = "nowhere" if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") else "notebook" if hasattr(shell, "kernel") else "terminal" if sys.stderr.isatty() else "log"
 
-    def show(self,
-             share: float,  # 0 to 1, of all there is to do
-             text: str = "",  # what else there is to say
-             left: float | None = None,  # seconds; None = by the pace so far
-             ) -> None:
+    def __init__(
+        self,
+        what: str,  # for example "training"
+        every: float = 0.5,  # seconds between two drawings
+    ) -> None:
+        self.what, self.every, self.began, self.drawn, self.tenth, self.handle = (
+            what,
+            every,
+            time.monotonic(),
+            0.0,
+            0,
+            None,
+        )
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        self.where = (
+            "nowhere"
+            if os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
+            else "notebook"
+            if hasattr(shell, "kernel")
+            else "terminal"
+            if sys.stderr.isatty()
+            else "log"
+        )
+
+    def show(
+        self,
+        share: float,  # 0 to 1, of all there is to do
+        text: str = "",  # what else there is to say
+        left: float | None = None,  # seconds; None = by the pace so far
+    ) -> None:
         "Draw, unless that was done a moment ago."
         now = time.monotonic()
         if self.where == "nowhere" or share < 1 and now - self.drawn < self.every:
@@ -46,22 +65,34 @@ class Line:
             left = (now - self.began) * (1 - share) / share if share else None
         full = int(20 * share)
         bar = "" if self.where == "log" else f"{'█' * full}{'░' * (20 - full)} "
-        self.write(f"{self.what} {bar}{share:4.0%}" + (f", {clock(left)} left" if left is not None and share < 1 else "") + (f", {text}" if text else ""))
+        self.write(
+            f"{self.what} {bar}{share:4.0%}"
+            + (f", {clock(left)} left" if left is not None and share < 1 else "")
+            + (f", {text}" if text else "")
+        )
 
     def write(self, line: str) -> None:
         "Where this process is watched."
         if self.where == "notebook":
             from IPython.display import display
+
             content = {"text/plain": line}
             if self.handle is None:
                 self.handle = display(content, raw=True, display_id=True)
             else:
                 self.handle.update(content, raw=True)
         else:
-            print(f"\r\x1b[K{line}" if self.where == "terminal" else line, end="" if self.where == "terminal" else "\n", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[K{line}" if self.where == "terminal" else line,
+                end="" if self.where == "terminal" else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    def close(self, text: str  # what stays to be read
-              ) -> None:
+    def close(
+        self,
+        text: str,  # what stays to be read
+    ) -> None:
         "One line afterwards: how long it took."
         if self.where == "nowhere":
             return

@@ -21,52 +21,74 @@ from .sight import FeatureSet, logistic
 
 # %% ../../nbs/run/rounds.ipynb #b19fa926
 def spread_labels(
-    h: Tensor,                 # (N, D) representations
-    y: Tensor,                 # (N,) labels, -1 = unlabelled
-    classes: Sequence[str],    # names of K classes
-    how: str = "estimated",    # frequencies, see `method.propagate.frequencies`
-    k: int = 15,               # neighbours in the graph
+    h: Tensor,  # (N, D) representations
+    y: Tensor,  # (N,) labels, -1 = unlabelled
+    classes: Sequence[str],  # names of K classes
+    how: str = "estimated",  # frequencies, see `method.propagate.frequencies`
+    k: int = 15,  # neighbours in the graph
     noise: Tensor | None = None,  # (K,) deviation of the first estimate, on features that no label has bent
-    second: bool = False,      # ask the mixture too: for representations that training has made compact in each class
+    second: bool = False,  # ask the mixture too: for representations that training has made compact in each class
 ) -> tuple[Tensor, Frequencies]:  # (N, K) soft labels, the given ones certain; the frequencies
     "Estimate how frequent the classes are, let the labels flow, and ask for a second opinion."
     found = frequencies(h, y, tuple(classes), how, noise)
     q = propagate(h, y, len(classes), k, prior=found.prior)
-    if second: q = (q + mixture(h, q, y).cpu()) / 2
+    if second:
+        q = (q + mixture(h, q, y).cpu()) / 2
     q[y >= 0] = nn.functional.one_hot(y[y >= 0], len(classes)).float()
     return q, found
 
+
 class Rounds(Callback):
     "Propagate at the start of every round; what was found is part of the checkpoint."
+
     state_key = "Rounds"
 
-    def __init__(self,
-        images: FeatureSet,      # the training images with their few labels
-        times: int,              # rounds
+    def __init__(
+        self,
+        images: FeatureSet,  # the training images with their few labels
+        times: int,  # rounds
         how: str = "estimated",  # see `spread_labels`
     ):
         self.images, self.times, self.how = images, times, how
-        self.done, self.q, self.noise, self.spent, self.ahead = 0, None, None, 0.0, 0.0     # seconds so far, and to come: see `Budget`
+        # seconds so far, and to come: see `Budget`
+        self.done, self.q, self.noise, self.spent, self.ahead = 0, None, None, 0.0, 0.0
 
-    def state_dict(self) -> dict: return dict(done=self.done, q=self.q, noise=self.noise)
-    def load_state_dict(self, state: dict) -> None: self.done, self.q, self.noise = state["done"], state["q"], state["noise"]
+    def state_dict(self) -> dict:
+        return dict(done=self.done, q=self.q, noise=self.noise)
 
-    def due(self, step: int, total: int) -> int: return 1 + min(self.times - 1, step * self.times // max(1, total))
+    def load_state_dict(self, state: dict) -> None:
+        self.done, self.q, self.noise = state["done"], state["q"], state["noise"]
+
+    def due(self, step: int, total: int) -> int:
+        return 1 + min(self.times - 1, step * self.times // max(1, total))
 
     def on_train_start(self, trainer, module):
-        if self.q is None: return
-        if len(self.q) != len(self.images): raise ValueError(f"expected soft labels of {len(self.images)} images in the checkpoint, got {len(self.q)}: it was written when others were looked at")
+        if self.q is None:
+            return
+        if len(self.q) != len(self.images):
+            raise ValueError(
+                f"expected soft labels of {len(self.images)} images in the checkpoint, got {len(self.q)}: it was "
+                f"written when others were looked at"
+            )
         module.teach_with(self.q)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if self.done >= (due := self.due(batch.step, module.total_steps)): return
+        if self.done >= (due := self.due(batch.step, module.total_steps)):
+            return
         began = time.perf_counter()
-        if trainer.is_global_zero:                                    # one process, whose answer all take
+        if trainer.is_global_zero:  # one process, whose answer all take
             x = self.images.images
             with torch.autocast(module.device.type, enabled=False):
-                h = encode(module, x, device=module.device)[0].to(module.device) if batch.step else x.mean(1).to(module.device)
-                self.q, found = spread_labels(h, self.images.labels, self.images.classes, self.how, noise=self.noise, second=batch.step > 0)
-                if not batch.step: self.noise = found.deviation
+                h = (
+                    encode(module, x, device=module.device)[0].to(module.device)
+                    if batch.step
+                    else x.mean(1).to(module.device)
+                )
+                self.q, found = spread_labels(
+                    h, self.images.labels, self.images.classes, self.how, noise=self.noise, second=batch.step > 0
+                )
+                if not batch.step:
+                    self.noise = found.deviation
         (self.q, self.noise), self.done = trainer.strategy.broadcast((self.q, self.noise)), due
         module.teach_with(self.q)
         self.ahead = (self.times - due) * (time.perf_counter() - began)
@@ -75,42 +97,54 @@ class Rounds(Callback):
 # %% ../../nbs/run/rounds.ipynb #02f9b703
 class Settle(Callback):
     "The last propagation and the readers of the answer; part of the last checkpoint."
-    def __init__(self,
+
+    def __init__(
+        self,
         images: FeatureSet,  # the training images with their few labels
-        rounds: Rounds,      # that came before
-    ): self.images, self.rounds = images, rounds
+        rounds: Rounds,  # that came before
+    ):
+        self.images, self.rounds = images, rounds
 
     def on_train_end(self, trainer, module):
-        if trainer.global_step < module.total_steps or not (self.images.labels >= 0).any(): return
+        if trainer.global_step < module.total_steps or not (self.images.labels >= 0).any():
+            return
         found = None
         if trainer.is_global_zero:
             x = self.images.images
             with torch.autocast(module.device.type, enabled=False):
                 h = encode(module, x, device=module.device)[0]
-                q, share = spread_labels(h, self.images.labels, self.images.classes, self.rounds.how, noise=self.rounds.noise, second=True)
+                q, share = spread_labels(
+                    h, self.images.labels, self.images.classes, self.rounds.how, noise=self.rounds.noise, second=True
+                )
                 found = module.answer.cpu().fit(h, q, x.mean(1), self.images.labels).state_dict(), share
         state, share = trainer.strategy.broadcast(found)
         module.answer.load_state_dict(state)
         module.answer.to(module.device)
         plain = lambda t: None if t is None else [round(float(v), 5) for v in t]
-        module.card["frequencies"] = dict(how=self.rounds.how, prior=plain(share.prior), deviation=plain(share.deviation), kept=round(share.kept, 3))
+        module.card["frequencies"] = dict(
+            how=self.rounds.how, prior=plain(share.prior), deviation=plain(share.deviation), kept=round(share.kept, 3)
+        )
 
 # %% ../../nbs/run/rounds.ipynb #d243c867
 class Running:
     "Class probabilities of all images after every new label, in fractions of a second."
-    def __init__(self,
-        images: FeatureSet,      # all images; their labels are not read
+
+    def __init__(
+        self,
+        images: FeatureSet,  # all images; their labels are not read
         how: str = "estimated",  # frequencies, see `method.propagate.frequencies`
-        k: int = 15,             # neighbours in the graph
+        k: int = 15,  # neighbours in the graph
     ):
         self.x, self.classes, self.how = images.images.mean(1), images.classes, how
         self.system = flow_system(self.x, k)
 
-    def __call__(self,
-        y: Tensor,   # (N,) labels so far, -1 = unlabelled
-    ) -> Tensor:     # (N, K) probabilities
+    def __call__(
+        self,
+        y: Tensor,  # (N,) labels so far, -1 = unlabelled
+    ) -> Tensor:  # (N, K) probabilities
         "What the labels make of all images; ValueError without a label."
-        if not (y >= 0).any(): raise ValueError("expected at least 1 label, got 0")
+        if not (y >= 0).any():
+            raise ValueError("expected at least 1 label, got 0")
         prior = frequencies(self.x, y, self.classes, self.how).prior
         flowed = propagate(self.x, y, len(self.classes), prior=prior, system=self.system)
         A, a = logistic(self.x[y >= 0], y[y >= 0], len(self.classes))

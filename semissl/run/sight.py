@@ -32,197 +32,308 @@ from .features import Looker, Seen, check_views, look, look_once, look_together,
 @dataclass(eq=False)
 class Sight:
     "What looks, how, and the basis of what it saw."
-    recipe: Recipe     # encoder and weights
-    looker: Looker     # with the size of the look
-    views: list[str]   # see `check_views`
+
+    recipe: Recipe  # encoder and weights
+    looker: Looker  # with the size of the look
+    views: list[str]  # see `check_views`
     basis: Basis
-    most: int = 0      # training images that are looked at; 0 = all
+    most: int = 0  # training images that are looked at; 0 = all
 
     @property
     def card(self) -> dict:  # plain values
         r = self.recipe
-        return dict(encoder=r.encoder, weights=r.weights, size=self.looker.size, mean=list(map(float, r.mean)), std=list(map(float, r.std)), interpolation=r.interpolation,
-                    views=list(self.views), width=self.basis.axes.shape[0], dim=self.basis.axes.shape[1], key=self.looker.key)
+        return dict(
+            encoder=r.encoder,
+            weights=r.weights,
+            size=self.looker.size,
+            mean=list(map(float, r.mean)),
+            std=list(map(float, r.std)),
+            interpolation=r.interpolation,
+            views=list(self.views),
+            width=self.basis.axes.shape[0],
+            dim=self.basis.axes.shape[1],
+            key=self.looker.key,
+        )
+
 
 def looker_of(
-    chosen: Recipe,        # encoder and weights
-    image_size: int = 0,   # S of the look; 0 = that of the weights
-    load: bool = True,     # False: the architecture alone
+    chosen: Recipe,  # encoder and weights
+    image_size: int = 0,  # S of the look; 0 = that of the weights
+    load: bool = True,  # False: the architecture alone
 ) -> Looker:
     "The frozen encoder of a recipe; errors as `ready`."
     size = image_size or chosen.size
     return Looker(ready(chosen, size, load), size, chosen.mean, chosen.std, chosen.interpolation)
 
+
 def sight_of(
-    card: dict,          # `Sight.card`
-    load: bool = True,   # False: weights come from elsewhere
+    card: dict,  # `Sight.card`
+    load: bool = True,  # False: weights come from elsewhere
 ) -> Sight:
     "The sight of a card, its basis not fitted; ValueError where the encoder's weights are no longer those of the card."
-    chosen = Recipe(card["encoder"], card["weights"], card["size"], tuple(card["mean"]), tuple(card["std"]), card["interpolation"])
+    chosen = Recipe(
+        card["encoder"], card["weights"], card["size"], tuple(card["mean"]), tuple(card["std"]), card["interpolation"]
+    )
     sight = Sight(chosen, looker_of(chosen, card["size"], load), card["views"], Basis(card["width"], card["dim"]))
-    if load and sight.looker.key != card["key"]: raise ValueError(f"expected the weights of {card['encoder']!r} that the run has looked with ({card['key']}), got others ({sight.looker.key}) from {card['weights']!r}")
+    if load and sight.looker.key != card["key"]:
+        raise ValueError(
+            f"expected the weights of {card['encoder']!r} that the run has looked with ({card['key']}), got others "
+            f"({sight.looker.key}) from {card['weights']!r}"
+        )
     return sight
+
 
 class Pictures:
     "Some rows of images, which stay where they are, often on the disk: they are read when somebody asks."
-    def __init__(self,
-        images: "Tensor | Pictures",  # (N, 3, s, s) uint8
-        rows: Tensor,                 # (n,) of them
-    ): self.images, self.rows = (images.images, images.rows[rows]) if isinstance(images, Pictures) else (images, rows)
 
-    def __len__(self) -> int: return len(self.rows)
+    def __init__(
+        self,
+        images: "Tensor | Pictures",  # (N, 3, s, s) uint8
+        rows: Tensor,  # (n,) of them
+    ):
+        self.images, self.rows = (images.images, images.rows[rows]) if isinstance(images, Pictures) else (images, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
     @property
-    def shape(self) -> tuple[int, ...]: return len(self), *self.images.shape[1:]
-    def __getitem__(self, index) -> Tensor: return self.images[self.rows[index]]
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self.images.shape[1:]
+
+    def __getitem__(self, index) -> Tensor:
+        return self.images[self.rows[index]]
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet(ImageSet):
-    "What was seen of images, with their labels and names: `images` is (N, V, d), `pictures` the pixels. ValueError where they disagree."
-    pictures: "Tensor | Pictures" = None   # (N, 3, s, s) uint8
+    """What was seen of images, with their labels and names: `images` is (N, V, d), `pictures` the pixels. ValueError
+    where they disagree."""
+
+    pictures: "Tensor | Pictures" = None  # (N, 3, s, s) uint8
 
     def __post_init__(self) -> None:
         n = len(self.images)
-        if self.images.ndim != 3 or not self.images.is_floating_point() or not n == len(self.labels) == len(self.paths) == len(self.pictures):
-            raise ValueError(f"expected features (N, V, d) with as many labels, names and pictures, got shape {tuple(self.images.shape)}, {len(self.labels)}, {len(self.paths)} and {len(self.pictures)}")
+        if (
+            self.images.ndim != 3
+            or not self.images.is_floating_point()
+            or not n == len(self.labels) == len(self.paths) == len(self.pictures)
+        ):
+            raise ValueError(
+                f"expected features (N, V, d) with as many labels, names and pictures, got shape "
+                f"{tuple(self.images.shape)}, {len(self.labels)}, {len(self.paths)} and {len(self.pictures)}"
+            )
 
     def select(self, index) -> "FeatureSet":
         chosen = torch.as_tensor(index)
         rows = torch.arange(len(self))[chosen if chosen.numel() else chosen.long()]
-        return replace(self, images=self.images[rows], labels=self.labels[rows], paths=tuple(self.paths[i] for i in rows.tolist()), pictures=Pictures(self.pictures, rows))
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            paths=tuple(self.paths[i] for i in rows.tolist()),
+            pictures=Pictures(self.pictures, rows),
+        )
+
 
 def on_basis(
     seen: Seen,
     basis: Basis,
     block: int = 4096,  # images at once
-) -> Tensor:            # (N, V, d) float32
+) -> Tensor:  # (N, V, d) float32
     "What was seen, on the basis; only this stays in memory."
-    with torch.no_grad(): return torch.cat([basis(torch.from_numpy(seen[slice(i, i + block)])) for i in range(0, len(seen), block)])
+    with torch.no_grad():
+        return torch.cat([basis(torch.from_numpy(seen[slice(i, i + block)])) for i in range(0, len(seen), block)])
+
 
 def featured(
-    images: ImageSet,   # pixels
-    sight: Sight,       # its basis is fitted here, where it is not yet
-    folder: Path,       # where looks are kept
+    images: ImageSet,  # pixels
+    sight: Sight,  # its basis is fitted here, where it is not yet
+    folder: Path,  # where looks are kept
     rows: Tensor | None = None,  # (n,) of the images, rising; None = all
-    most: int = 8000,   # images that the basis is fitted to
-    devices: int = 1,   # processes on each machine that share the look
-    nodes: int = 1,     # machines
-) -> FeatureSet:        # of the rows
-    "Look at images, or find that they were looked at, and bring them on the basis; ValueError for fewer than two images."
+    most: int = 8000,  # images that the basis is fitted to
+    devices: int = 1,  # processes on each machine that share the look
+    nodes: int = 1,  # machines
+) -> FeatureSet:  # of the rows
+    """Look at images, or find that they were looked at, and bring them on the basis; ValueError for fewer than two
+    images."""
     rows = torch.arange(len(images)) if rows is None else rows
-    if len(rows) < 2: raise ValueError(f"expected at least 2 images to learn on features, got {len(rows)}")
-    if devices * nodes > 1: look_together(images.images, sight.looker, sight.views, folder, devices, nodes, rows.numpy())
+    if len(rows) < 2:
+        raise ValueError(f"expected at least 2 images to learn on features, got {len(rows)}")
+    if devices * nodes > 1:
+        look_together(images.images, sight.looker, sight.views, folder, devices, nodes, rows.numpy())
     seen = look(images.images, sight.looker, sight.views, folder, rows.numpy())
     if not sight.basis.scale:
         some = seen[np.linspace(0, len(seen) - 1, min(most, len(seen))).astype(int)]
         sight.basis.fit(torch.from_numpy(some).flatten(0, 1))
-    return FeatureSet(on_basis(seen, sight.basis), images.labels[rows], images.classes, tuple(images.paths[i] for i in rows.tolist()), images.source, images.skipped, pictures=Pictures(images.images, rows))
+    return FeatureSet(
+        on_basis(seen, sight.basis),
+        images.labels[rows],
+        images.classes,
+        tuple(images.paths[i] for i in rows.tolist()),
+        images.source,
+        images.skipped,
+        pictures=Pictures(images.images, rows),
+    )
+
 
 def native_bfloat16() -> bool:
     "Whether this processor computes in bfloat16 by itself."
-    return any(getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+
 
 def quick_here() -> bool:
     "Whether this machine looks at hundreds of images of 224 pixels a second: a GPU, or such a processor with OpenVINO."
     return torch.cuda.is_available() or native_bfloat16() and importlib.util.find_spec("openvino") is not None
 
-MOST = 320   # seconds that the look at the training images may take, where no budget says otherwise
-COST = dict(tf_efficientnet_lite0={160: 5.8, 192: 7.8, 224: 10.6}, tf_efficientnet_lite2={160: 7.0, 192: 11.2, 224: 16.9})   # milliseconds an image on two cores without bfloat16, by size
-QUICKER = dict(bfloat16=.36, gpu=.008)   # share of that on two cores with it (of a sketch; not measured with this code), and on an H100 (`experiments/gpu`)
+
+MOST = 320  # seconds that the look at the training images may take, where no budget says otherwise
+# milliseconds an image on two cores without bfloat16, by size
+COST = dict(
+    tf_efficientnet_lite0={160: 5.8, 192: 7.8, 224: 10.6}, tf_efficientnet_lite2={160: 7.0, 192: 11.2, 224: 16.9}
+)
+# share of that on two cores with it (of a sketch; not measured with this code), and on an H100 (`experiments/gpu`)
+QUICKER = dict(bfloat16=0.36, gpu=0.008)
+
 
 def seconds_of(
-    encoder: str,    # Lite2, or Lite0 and Lite2 together
-    size: int,       # S, pixels
-    views: int,      # V
-    images: int,     # N
-    quick: bool,     # see `quick_here`
+    encoder: str,  # Lite2, or Lite0 and Lite2 together
+    size: int,  # S, pixels
+    views: int,  # V
+    images: int,  # N
+    quick: bool,  # see `quick_here`
     gpu: bool,
 ) -> float:
     "What a look will take, roughly."
     costs = [COST[e] for e in encoder.split("+")]
     near = min(costs[0], key=lambda s: abs(s - size))
-    each = sum(cost[near] for cost in costs) * (size / near)**2
+    each = sum(cost[near] for cost in costs) * (size / near) ** 2
     return images * views * each / 1000 * (QUICKER["gpu"] if gpu else QUICKER["bfloat16"] if quick else 1)
+
 
 def plan(
     chosen: Recipe,
-    images: int,               # how many will be looked at
-    image_size: int = 0,       # S of the look; 0 = as suits their number
-    views: str = "auto",       # joined by commas; "auto" = as suits their number
-    quick: bool | None = None, # see `quick_here`; None = ask
-    gpu: bool | None = None,   # None = ask
-    seconds: float = MOST,     # that it may take
-    beside: int = 0,           # images that are looked at in any case in this time, those of the test
+    images: int,  # how many will be looked at
+    image_size: int = 0,  # S of the look; 0 = as suits their number
+    views: str = "auto",  # joined by commas; "auto" = as suits their number
+    quick: bool | None = None,  # see `quick_here`; None = ask
+    gpu: bool | None = None,  # None = ask
+    seconds: float = MOST,  # that it may take
+    beside: int = 0,  # images that are looked at in any case in this time, those of the test
 ) -> tuple[Recipe, int, str, int]:  # the encoder that looks, S, views, images
     "The best look that takes minutes: first the second view is left out, then all encoders but one, then images."
     quick, gpu = quick_here() if quick is None else quick, torch.cuda.is_available() if gpu is None else gpu
     two = "plain,mirror" if views == "auto" else views
-    if not chosen.fewer:                                              # asked for by name, so nothing is known of its speed
+    if not chosen.fewer:  # asked for by name, so nothing is known of its speed
         size = image_size or (chosen.size if quick or images <= 5000 else min(chosen.size, 160))
         return chosen, size, two if images <= 20_000 or views != "auto" else "plain", images
     one, alone = two.split(",")[0] if views == "auto" else views, chosen._replace(encoder=chosen.fewer, fewer="")
     size = image_size or 224
     for r, v in ((chosen, two), (chosen, one), (alone, one)):
         each = seconds_of(r.encoder, size, v.count(",") + 1, 1, quick, gpu)
-        if each * (images + beside) <= seconds: return r, size, v, images
+        if each * (images + beside) <= seconds:
+            return r, size, v, images
     return r, size, v, min(images, max(1000, int(seconds / each) - beside))
+
 
 def new_sight(
     chosen: Recipe,
-    images: int,               # how many will be looked at for training
-    image_size: int = 0,       # S of the look, see `plan`
-    views: str = "auto",       # joined by commas, see `plan`
-    dim: int = 192,            # directions of the basis at most
-    seconds: float = MOST,     # that the look may take
-    beside: int = 0,           # images beside them, see `plan`
+    images: int,  # how many will be looked at for training
+    image_size: int = 0,  # S of the look, see `plan`
+    views: str = "auto",  # joined by commas, see `plan`
+    dim: int = 192,  # directions of the basis at most
+    seconds: float = MOST,  # that the look may take
+    beside: int = 0,  # images beside them, see `plan`
 ) -> Sight:
     "A sight whose basis waits for the first look."
     chosen, size, views, most = plan(chosen, images, image_size, views, seconds=seconds, beside=beside)
     looker = looker_of(chosen, size)
-    return Sight(chosen, looker, check_views(views), Basis(looker.encoder.feature_dim, basis_dim(most, looker.encoder.feature_dim, dim)), most)
+    return Sight(
+        chosen,
+        looker,
+        check_views(views),
+        Basis(looker.encoder.feature_dim, basis_dim(most, looker.encoder.feature_dim, dim)),
+        most,
+    )
 
 # %% ../../nbs/run/sight.ipynb #fd7c7d88
-SIGHT = dict(encoder=str, weights=str, size=int, mean=list, std=list, interpolation=str, views=list, width=int, dim=int, key=str)
+SIGHT = dict(
+    encoder=str, weights=str, size=int, mean=list, std=list, interpolation=str, views=list, width=int, dim=int, key=str
+)
+
 
 def check_sight(
     card: object,  # what a file says about what looked
-) -> dict:         # the same, when it can be trusted
+) -> dict:  # the same, when it can be trusted
     "ValueError for a card that lacks a field, has one of another type, or a value outside its range."
-    if not isinstance(card, dict) or set(card) != set(SIGHT): raise ValueError(f"expected a sight with {', '.join(SIGHT)}, got {sorted(map(str, card))[:12] if isinstance(card, dict) else repr(card)[:80]}")
+    if not isinstance(card, dict) or set(card) != set(SIGHT):
+        raise ValueError(
+            f"expected a sight with {', '.join(SIGHT)}, got "
+            f"{sorted(map(str, card))[:12] if isinstance(card, dict) else repr(card)[:80]}"
+        )
     for name, kind in SIGHT.items():
-        if type(card[name]) is not kind: raise ValueError(f"expected {name} to be {kind.__name__} in the sight, got {card[name]!r:.80}")
+        if type(card[name]) is not kind:
+            raise ValueError(f"expected {name} to be {kind.__name__} in the sight, got {card[name]!r:.80}")
     check_views(",".join(map(str, card["views"])))
-    if card["encoder"].count("+") > 3: raise ValueError(f"expected four encoders at most in the sight, got {card['encoder'][:80]!r}")
+    if card["encoder"].count("+") > 3:
+        raise ValueError(f"expected four encoders at most in the sight, got {card['encoder'][:80]!r}")
     numbers = [*card["mean"], *card["std"]]
-    fits = len(card["mean"]) == len(card["std"]) == 3 and all(isinstance(v, float) and -100 < v < 100 for v in numbers) and min(card["std"]) > 0
-    if not (fits and 1 <= card["size"] <= 4096 and 1 <= card["dim"] <= card["width"] <= 65536 and card["interpolation"] in ("bicubic", "bilinear")):
-        raise ValueError(f"expected sizes, three means and three deviations of an encoder in the sight, got {str(card)[:160]}")
+    fits = (
+        len(card["mean"]) == len(card["std"]) == 3
+        and all(isinstance(v, float) and -100 < v < 100 for v in numbers)
+        and min(card["std"]) > 0
+    )
+    if not (
+        fits
+        and 1 <= card["size"] <= 4096
+        and 1 <= card["dim"] <= card["width"] <= 65536
+        and card["interpolation"] in ("bicubic", "bilinear")
+    ):
+        raise ValueError(
+            f"expected sizes, three means and three deviations of an encoder in the sight, got {str(card)[:160]}"
+        )
     return card
 
 # %% ../../nbs/run/sight.ipynb #24982567
 READERS = ("linear_head", "correlation", "logistic_regression", "self_training")
-MIXES = {"all": (.35, .35, 0.0, .3), "learnt": (.5, .5, 0.0, 0.0), "plain": (0.0, 0.0, 1.0, 0.0)}   # shares of READERS
+# shares of READERS
+MIXES = {"all": (0.35, 0.35, 0.0, 0.3), "learnt": (0.5, 0.5, 0.0, 0.0), "plain": (0.0, 0.0, 1.0, 0.0)}
+
 
 class Answer(nn.Module):
     "Log-probabilities from representation, features and the head's logits."
-    def __init__(self,
+
+    def __init__(
+        self,
         feature_dim: int,  # D
-        dim: int,          # d
-        classes: int,      # K
+        dim: int,  # d
+        classes: int,  # K
         tau: float = 0.1,  # temperature of the correlations
     ):
         super().__init__()
         self.tau = tau
-        for name, shape in dict(means=(classes, feature_dim), A=(2, classes, dim), a=(2, classes), seen_means=(classes, dim), distances=(201,)).items(): self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("mix", torch.tensor([1.0, 0, 0, 0]))     # the head alone, until `fit`
+        for name, shape in dict(
+            means=(classes, feature_dim),
+            A=(2, classes, dim),
+            a=(2, classes),
+            seen_means=(classes, dim),
+            distances=(201,),
+        ).items():
+            self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("mix", torch.tensor([1.0, 0, 0, 0]))  # the head alone, until `fit`
 
-    def readers(self,
-        h: Tensor,       # (N, D) representations
-        x: Tensor,       # (N, d) features, the mean over views
+    def readers(
+        self,
+        h: Tensor,  # (N, D) representations
+        x: Tensor,  # (N, d) features, the mean over views
         logits: Tensor,  # (N, K) of the head
-    ) -> Tensor:         # (4, N, K) probabilities, in the order of READERS
+    ) -> Tensor:  # (4, N, K) probabilities, in the order of READERS
         "What each says."
         u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
-        return torch.cat([torch.stack([logits, u @ self.means.T / self.tau]), x @ self.A.transpose(1, 2) + self.a[:, None]]).softmax(2)
+        return torch.cat(
+            [torch.stack([logits, u @ self.means.T / self.tau]), x @ self.A.transpose(1, 2) + self.a[:, None]]
+        ).softmax(2)
 
     def forward(self, h: Tensor, x: Tensor, logits: Tensor) -> Tensor:
         return (self.mix[:, None, None] * self.readers(h, x, logits)).sum(0).clamp(min=1e-12).log()
@@ -231,89 +342,119 @@ class Answer(nn.Module):
         "1 - cosine to the nearest class mean of the features, which no label has bent: (N,)."
         return 1 - (nn.functional.normalize(x, dim=1) @ self.seen_means.T).max(1).values
 
-    def familiarity(self,
+    def familiarity(
+        self,
         x: Tensor,  # (N, d) features, the mean over views
-    ) -> Tensor:    # (N,) from 0 to 1
-        "Share of the training images that are at least as far from every class as this one: 0 = further than any, so perhaps none of the classes."
+    ) -> Tensor:  # (N,) from 0 to 1
+        """Share of the training images that are at least as far from every class as this one: 0 = further than any, so
+        perhaps none of the classes."""
         return 1 - torch.searchsorted(self.distances, self.apart(x).contiguous()).clamp(max=200) / 200
 
     @torch.no_grad()
-    def fit(self,
-        h: Tensor,       # (N, D) representations of all training images
-        q: Tensor,       # (N, K) their soft labels
-        x: Tensor,       # (N, d) their features
-        y: Tensor,       # (N,) labels, -1 = unlabelled
+    def fit(
+        self,
+        h: Tensor,  # (N, D) representations of all training images
+        q: Tensor,  # (N, K) their soft labels
+        x: Tensor,  # (N, d) their features
+        y: Tensor,  # (N,) labels, -1 = unlabelled
     ) -> "Answer":
         "Class means of everything, both regressions; all four readers count from now on."
         u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
         m = q.T @ u
         self.means.copy_(nn.functional.normalize(m - m.mean(1, keepdim=True), dim=1))
         self.seen_means.copy_(nn.functional.normalize(q.T @ nn.functional.normalize(x, dim=1), dim=1))
-        self.distances.copy_(torch.quantile(self.apart(x[torch.linspace(0, len(x) - 1, min(len(x), 20_000)).long()]), torch.linspace(0, 1, 201)))
-        for i, (A, a) in enumerate((logistic(x[y >= 0], y[y >= 0], len(self.means)), self_trained(x, y, len(self.means)))): self.A[i], self.a[i] = A, a
+        self.distances.copy_(
+            torch.quantile(
+                self.apart(x[torch.linspace(0, len(x) - 1, min(len(x), 20_000)).long()]), torch.linspace(0, 1, 201)
+            )
+        )
+        for i, (A, a) in enumerate(
+            (logistic(x[y >= 0], y[y >= 0], len(self.means)), self_trained(x, y, len(self.means)))
+        ):
+            self.A[i], self.a[i] = A, a
         self.mix.copy_(torch.tensor(MIXES["all"]))
         return self
 
+
 def logistic(
-    x: Tensor,     # (L, d) features
-    y: Tensor,     # (L,) labels, 0 to K-1
+    x: Tensor,  # (L, d) features
+    y: Tensor,  # (L,) labels, 0 to K-1
     classes: int,  # K
-    C: float = 0.03, # inverse strength of the L2 penalty
+    C: float = 0.03,  # inverse strength of the L2 penalty
 ) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
     "Logistic regression on features as they are; a class without a label is never predicted."
     return weights_of(LogisticRegression(C=C, max_iter=1000), x, y, classes)
 
+
 def self_trained(
-    x: Tensor,         # (N, d) features
-    y: Tensor,         # (N,) labels, -1 = unlabelled
-    classes: int,      # K
+    x: Tensor,  # (N, d) features
+    y: Tensor,  # (N,) labels, -1 = unlabelled
+    classes: int,  # K
     most: int = 5000,  # unlabelled rows that may join in, evenly spread
 ) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
-    "Logistic regression that takes in what it is sure of and is fitted again (Yarowsky 1995); a class without a label is never predicted."
+    """Logistic regression that takes in what it is sure of and is fitted again (Yarowsky 1995); a class without a label
+    is never predicted."""
     rows = torch.cat([(y >= 0).nonzero()[:, 0], spread_out((y < 0).nonzero()[:, 0], most)])
-    teacher = SelfTrainingClassifier(LogisticRegression(class_weight="balanced", max_iter=300), threshold=.95, max_iter=5)
+    teacher = SelfTrainingClassifier(
+        LogisticRegression(class_weight="balanced", max_iter=300), threshold=0.95, max_iter=5
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "y contains no unlabeled samples")
         return weights_of(teacher, x[rows], y[rows], classes)
 
+
 def weights_of(
     model: LogisticRegression | SelfTrainingClassifier,  # is fitted
-    x: Tensor,     # (N, d) features
-    y: Tensor,     # (N,) labels, -1 = unlabelled
+    x: Tensor,  # (N, d) features
+    y: Tensor,  # (N,) labels, -1 = unlabelled
     classes: int,  # K
 ) -> tuple[Tensor, Tensor]:  # (K, d), (K,)
-    "A linear classifier of scikit-learn on all classes, though some have no label; where one class alone has labels, it is always right."
+    """A linear classifier of scikit-learn on all classes, though some have no label; where one class alone has labels,
+    it is always right."""
     A, a, seen = torch.zeros(classes, x.shape[1]), torch.full((classes,), -30.0), y[y >= 0].unique()
-    if len(seen) == 1: a[seen] = 0.0; return A, a
+    if len(seen) == 1:
+        a[seen] = 0.0
+        return A, a
     fitted = model.fit(x.numpy(), y.numpy())
     fitted = getattr(fitted, "estimator_", fitted)
     W, b = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
-    if len(seen) == 2: W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2
+    if len(seen) == 2:
+        W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2
     A[seen], a[seen] = W, b
     return A, a
 
 # %% ../../nbs/run/sight.ipynb #e56f4d60
 class Sighted(nn.Module):
     "uint8 images (N, 3, s, s) -> representations (N, D) and features (N, d)."
-    def __init__(self,
-        sight: Sight,
-        adapter: Adapter,
-    ):
+
+    def __init__(self, sight: Sight, adapter: Adapter):
         super().__init__()
-        self.looker, self.basis, self.adapter, self.views, self.feature_dim = sight.looker, sight.basis, adapter, sight.views, adapter.feature_dim
+        self.looker, self.basis, self.adapter, self.views, self.feature_dim = (
+            sight.looker,
+            sight.basis,
+            adapter,
+            sight.views,
+            adapter.feature_dim,
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.stack([self.basis(self.looker(view(images, v))) for v in self.views], 1)   # (N, V, d)
+        x = torch.stack([self.basis(self.looker(view(images, v))) for v in self.views], 1)  # (N, V, d)
         return self.adapter(x), x.mean(1)
 
     @torch.inference_mode()
-    def of_many(self,
+    def of_many(
+        self,
         images: Tensor,  # (N, 3, s, s) uint8
-        folder: Path,    # where looks are kept
+        folder: Path,  # where looks are kept
         block: int = 4096,  # images at once
     ) -> tuple[Tensor, Tensor]:
-        "The same by a look, as fast as this device can, and only at images that nobody has looked at; where the folder cannot be written, nothing is kept."
+        """The same by a look, as fast as this device can, and only at images that nobody has looked at; where the
+        folder cannot be written, nothing is kept."""
         device = self.basis.axes.device
-        seen = look(images, self.looker, self.views, folder, device=device.type) if writable(folder) else look_once(images, self.looker, self.views, device.type)
+        seen = (
+            look(images, self.looker, self.views, folder, device=device.type)
+            if writable(folder)
+            else look_once(images, self.looker, self.views, device.type)
+        )
         parts = [self.basis(torch.from_numpy(seen[slice(i, i + block)]).to(device)) for i in range(0, len(seen), block)]
         return tuple(torch.cat(found) for found in zip(*((self.adapter(x), x.mean(1)) for x in parts)))

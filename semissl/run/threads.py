@@ -19,13 +19,17 @@ __all__ = ['Neighbours', 'Threads']
 # %% ../../nbs/run/threads.ipynb #583f2b1b
 class Neighbours:
     "How much of the processor others have taken since the last question."
+
     def __init__(self) -> None:
         self.me = psutil.Process()
         self.then = self.now()
 
-    def now(self) -> tuple[float, float, float]:  # seconds of the clock, of all cores that this process may use at work, of this process at work
+    # seconds of the clock, of all cores that this process may use at work, of this process at work
+    def now(self) -> tuple[float, float, float]:
         every, mine = psutil.cpu_times(percpu=True), self.me.cpu_times()
-        ours = [every[i] for i in self.me.cpu_affinity() if i < len(every)] if hasattr(self.me, "cpu_affinity") else every
+        ours = (
+            [every[i] for i in self.me.cpu_affinity() if i < len(every)] if hasattr(self.me, "cpu_affinity") else every
+        )
         return time.monotonic(), sum(t.user + t.system + getattr(t, "nice", 0.0) for t in ours), mine.user + mine.system
 
     def busy(self) -> float:  # cores
@@ -37,11 +41,19 @@ class Neighbours:
 
 class Threads(Callback):
     "Training on one thread while a neighbour makes that faster; on all of them else. A GPU's training is left alone."
-    def __init__(self,
-                 every: float = 2.0,  # seconds between two looks
-                 crowded: float = 0.3,  # cores that others use from which it is worth a try
-                 ) -> None:
-        self.every, self.crowded, self.most, self.state, self.before = every, crowded, torch.get_num_threads(), "all", 0.0
+
+    def __init__(
+        self,
+        every: float = 2.0,  # seconds between two looks
+        crowded: float = 0.3,  # cores that others use from which it is worth a try
+    ) -> None:
+        self.every, self.crowded, self.most, self.state, self.before = (
+            every,
+            crowded,
+            torch.get_num_threads(),
+            "all",
+            0.0,
+        )
 
     def on_train_start(self, trainer, module):
         self.most, self.state = torch.get_num_threads(), "all"
@@ -59,10 +71,11 @@ class Threads(Callback):
         self.decide(self.steps / passed, self.watch.busy())
         self.begin()
 
-    def decide(self,
-               pace: float,  # steps a second since the last look
-               busy: float,  # cores that others had
-               ) -> None:
+    def decide(
+        self,
+        pace: float,  # steps a second since the last look
+        busy: float,  # cores that others had
+    ) -> None:
         "Try one thread beside a neighbour; stay there if it is faster and until the neighbour is gone."
         if self.state == "all" and busy > self.crowded:
             self.before, self.state = pace, "trying"
@@ -72,5 +85,8 @@ class Threads(Callback):
             self.state = "all"
         torch.set_num_threads(1 if self.state in ("trying", "one") else self.most)
 
-    def on_train_end(self, trainer, module): torch.set_num_threads(self.most)
-    def on_exception(self, trainer, module, exception): torch.set_num_threads(self.most)
+    def on_train_end(self, trainer, module):
+        torch.set_num_threads(self.most)
+
+    def on_exception(self, trainer, module, exception):
+        torch.set_num_threads(self.most)

@@ -18,9 +18,11 @@ from typing import Any, NoReturn
 __all__ = ['TRUTH', 'as_plain', 'as_type', 'without_nan', 'refuse', 'plainly']
 
 # %% ../../nbs/run/values.ipynb #2375624b
-def as_plain(value: Any  # of any library
-             ) -> Any:  # of Python's own types where it has one
-    "NumPy's and torch's scalars, paths and strings of other classes as Python's own; dicts, lists and tuples of them too."
+def as_plain(
+    value: Any,  # of any library
+) -> Any:  # of Python's own types where it has one
+    """NumPy's and torch's scalars, paths and strings of other classes as Python's own; dicts, lists and tuples of them
+    too."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
@@ -35,10 +37,11 @@ def as_plain(value: Any  # of any library
 TRUTH = dict(true=True, yes=True, on=True, false=False, no=False, off=False) | {"1": True, "0": False}
 
 
-def as_type(name: str,  # of the parameter
-            wanted: type,  # of its default: str, int, float or bool
-            value: Any,  # given
-            ) -> Any:  # of that type
+def as_type(
+    name: str,  # of the parameter
+    wanted: type,  # of its default: str, int, float or bool
+    value: Any,  # given
+) -> Any:  # of that type
     "A value as the type of its parameter; TypeError where that would change what it says."
     given, value = value, as_plain(value)
     word = isinstance(value, str)
@@ -62,8 +65,9 @@ def as_type(name: str,  # of the parameter
     raise TypeError(f"expected {name} to be {wanted.__name__}, got {given!r} ({type(given).__name__})")
 
 # %% ../../nbs/run/values.ipynb #8332caf4
-def without_nan(value: Any  # for a JSON file
-                ) -> Any:  # the same, None where a float is NaN or infinite
+def without_nan(
+    value: Any,  # for a JSON file
+) -> Any:  # the same, None where a float is NaN or infinite
     "What JSON can say."
     if isinstance(value, float):
         return value if isfinite(value) else None
@@ -72,8 +76,9 @@ def without_nan(value: Any  # for a JSON file
     return [without_nan(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/run/values.ipynb #7f3b198c
-def refuse(sentence: str  # what was expected, and what was got
-           ) -> NoReturn:
+def refuse(
+    sentence: str,  # what was expected, and what was got
+) -> NoReturn:
     "End a command that was told something wrong."
     print(f"semissl: {sentence}", file=sys.stderr)
     raise SystemExit(2)

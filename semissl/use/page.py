@@ -23,17 +23,24 @@ __all__ = ['PAGE', 'Window', 'Server', 'Answers', 'asked', 'main']
 # %% ../../nbs/use/page.ipynb #d7df07ed
 class Window:
     "What one window of a browser shows, and the last answer to it."
-    def __init__(self,
-                 labeller: Labeller,  # whose images
-                 ) -> None:
+
+    def __init__(
+        self,
+        labeller: Labeller,  # whose images
+    ) -> None:
         self.page, self.classes, self.counts, self.letters, self.grid = [], [], {}, KEYS, False
         self.start = self.labelled = self.skipped = 0
         self.total, self.reply = len(labeller.order), {}
         show(labeller, self, first_open(labeller))
 
-    def hold_sync(self) -> Any: return nullcontext()
-    def send(self, reply: dict) -> None: self.reply = reply
-    def state(self) -> dict: return {k: v for k, v in vars(self).items() if k != "reply"}
+    def hold_sync(self) -> Any:
+        return nullcontext()
+
+    def send(self, reply: dict) -> None:
+        self.reply = reply
+
+    def state(self) -> dict:
+        return {k: v for k, v in vars(self).items() if k != "reply"}
 
 # %% ../../nbs/use/page.ipynb #83f38447
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>label images</title>
@@ -62,29 +69,35 @@ keys(); addEventListener("focus", keys)
 
 class Server(ThreadingHTTPServer):
     "Serves a labeller on this machine, to whoever knows the word."
+
     daemon_threads = True
 
-    def __init__(self,
-                 labeller: Labeller,  # is shown and changed
-                 port: int = 0,  # 0 = one that is free
-                 ) -> None:
+    def __init__(
+        self,
+        labeller: Labeller,  # is shown and changed
+        port: int = 0,  # 0 = one that is free
+    ) -> None:
         super().__init__(("127.0.0.1", port), Answers)
         self.labeller, self.word, self.windows, self.turn = labeller, secrets.token_urlsafe(16), {}, threading.Lock()
 
     @property
-    def address(self) -> str: return f"http://127.0.0.1:{self.server_port}/?word={self.word}"
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/?word={self.word}"
 
     def opened(self) -> str:  # HTML
         "A page for one more window."
         name = secrets.token_hex(4)
         with self.turn:
             window = self.windows[name] = Window(self.labeller)
-        state = json.dumps(window.state()).replace("<", "\\u003c")                # a class may be called </script>
-        return PAGE.format(look=LOOK, view=VIEW.replace("export default { render }", ""), state=state, word=self.word, window=name)
+        state = json.dumps(window.state()).replace("<", "\\u003c")  # a class may be called </script>
+        return PAGE.format(
+            look=LOOK, view=VIEW.replace("export default { render }", ""), state=state, word=self.word, window=name
+        )
 
-    def said(self,
-             message: dict,  # of a window, see `respond`
-             ) -> dict:      # its state and the answer
+    def said(
+        self,
+        message: dict,  # of a window, see `respond`
+    ) -> dict:  # its state and the answer
         "Do what a window asks; one after the other, for they share a file."
         with self.turn:
             window = self.windows[message["window"]]
@@ -94,51 +107,80 @@ class Server(ThreadingHTTPServer):
 
 class Answers(BaseHTTPRequestHandler):
     "GET / opens a window, POST /say is a message of one; anything else, and anyone without the word, is refused."
-    def log_message(self, *words: Any) -> None: pass
+
+    def log_message(self, *words: Any) -> None:
+        pass
 
     def give(self, kind: str, text: str) -> None:
         content = text.encode()
         self.send_response(200)
-        for name, value in {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": len(content), "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}.items():
+        for name, value in {
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": len(content),
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(content)
 
     def do_GET(self) -> None:
-        if self.path == f"/?word={self.server.word}": self.give("text/html", self.server.opened())
-        else: self.send_error(404)
+        if self.path == f"/?word={self.server.word}":
+            self.give("text/html", self.server.opened())
+        else:
+            self.send_error(404)
 
     def do_POST(self) -> None:
-        if self.path != f"/say?word={self.server.word}": return self.send_error(404)
-        try: message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        except (ValueError, TypeError): return self.send_error(400)
-        if not isinstance(message, dict) or message.get("window") not in self.server.windows: return self.send_error(410)
+        if self.path != f"/say?word={self.server.word}":
+            return self.send_error(404)
+        try:
+            message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        except (ValueError, TypeError):
+            return self.send_error(400)
+        if not isinstance(message, dict) or message.get("window") not in self.server.windows:
+            return self.send_error(410)
         self.give("application/json", json.dumps(self.server.said(message)))
 
 # %% ../../nbs/use/page.ipynb #8b2a0f2c
-def asked(images: str,  # a folder, or .zip files joined by commas
-          labels: Path,  # a CSV path,label, which need not exist
-          most: int,  # how many; 0 = all, in their order
-          ) -> list[int] | None:  # rows; None = all
+def asked(
+    images: str,  # a folder, or .zip files joined by commas
+    labels: Path,  # a CSV path,label, which need not exist
+    most: int,  # how many; 0 = all, in their order
+) -> list[int] | None:  # rows; None = all
     "Whom to ask about: without labels typical images, with labels of two classes or more doubtful ones."
-    if not most: return None
+    if not most:
+        return None
     known = Labeller(images, labels)
     left = len(known.row) - sum(map(bool, known.table.values()))
-    if most >= left: return None
+    if most >= left:
+        return None
     told = known.number()
     enough = len(set(told.tolist()) - {-1}) > 1
-    model = FewLabelClassifier().fit(images, [known.classes[i] if i >= 0 else "" for i in told.tolist()] if enough else None)
+    model = FewLabelClassifier().fit(
+        images, [known.classes[i] if i >= 0 else "" for i in told.tolist()] if enough else None
+    )
     return model.suggest(most)
 
 
-def main(words: list[str] | None = None,  # options; None = those of the command line
-         ) -> None:
+def main(
+    words: list[str] | None = None,  # options; None = those of the command line
+) -> None:
     "The command `semissl-label`; a slip is one sentence and exit code 2."
-    parser = argparse.ArgumentParser("semissl-label", description="Label images in a browser on this machine; each answer is saved at once, and a later call goes on.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "semissl-label",
+        description="Label images in a browser on this machine; each answer is saved at once, and a later call goes "
+        "on.",
+        allow_abbrev=False,
+    )
     parser.add_argument("images", help="a folder, or .zip files joined by commas")
     parser.add_argument("--labels", default="labels.csv", help="where the labels go, and are found again (%(default)s)")
     parser.add_argument("--classes", default="", help="names joined by commas; more can be added while labelling")
-    parser.add_argument("--ask", type=int, default=40, help="how many images, those that are worth most; 0 for all, in their order (%(default)s)")
+    parser.add_argument(
+        "--ask",
+        type=int,
+        default=40,
+        help="how many images, those that are worth most; 0 for all, in their order (%(default)s)",
+    )
     parser.add_argument("--port", type=int, default=0, help="0 for one that is free (%(default)s)")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     o = parser.parse_args(words)
@@ -147,11 +189,22 @@ def main(words: list[str] | None = None,  # options; None = those of the command
         labeller = Labeller(o.images, o.labels, [c.strip() for c in o.classes.split(",") if c.strip()], order=rows)
         server = Server(labeller, o.port)
     print(f"{len(labeller.order):,} images to label: {server.address}\nctrl-c ends", flush=True)
-    if not o.no_browser: webbrowser.open(server.address)
-    def end(*_: Any) -> None: raise KeyboardInterrupt
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, end)
-    try: server.serve_forever(poll_interval=0.2)
-    except KeyboardInterrupt: pass
+    if not o.no_browser:
+        webbrowser.open(server.address)
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+    try:
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        pass
     server.server_close()
     counts = labeller.labels.read()
-    print(f"\n{sum(map(bool, counts.values()))} labels in {o.labels}; with them:\n{shlex.join(['semissl-train', '--data', o.images, '--labels', o.labels, '--run_dir', 'runs/first'])}", file=sys.stderr)
+    print(
+        f"\n{sum(map(bool, counts.values()))} labels in {o.labels}; with "
+        f"them:\n{shlex.join(['semissl-train', '--data', o.images, '--labels', o.labels, '--run_dir', 'runs/first'])}",
+        file=sys.stderr,
+    )

@@ -1,4 +1,5 @@
 "A batch through Google's command-line client: the real client, a Jupyter server on this machine in place of Colab's, taken away in the middle."
+
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat, pytest
@@ -6,11 +7,17 @@ from nbformat.v4 import new_code_cell, new_notebook
 from work import FAULTS
 
 CLIENT = os.environ.get("COLAB_CLIENT") or shutil.which("colab")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CLIENT, reason="google-colab-cli is not installed (it needs Python 3.12)"),
-              pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="the client works in /content, which only root can make here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CLIENT, reason="google-colab-cli is not installed (it needs Python 3.12)"),
+    pytest.mark.skipif(
+        os.name == "nt" or os.geteuid() != 0, reason="the client works in /content, which only root can make here"
+    ),
+]
 
-# `new` starts a Jupyter server as Colab would, `stop` ends it, everything else is the client's own; its session file is all that is made up
-STAND_IN = '''#!{python}
+# `new` starts a Jupyter server as Colab would, `stop` ends it, everything else is the client's own; its session file is
+# all that is made up
+STAND_IN = """#!{python}
 import json, os, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 home, client = Path({home!r}), {client!r}
@@ -32,30 +39,47 @@ if verb == "new":
 elif verb == "stop":
     os.kill(int(pid.read_text()), signal.SIGTERM)
 else: os.execv(client, [client, "--config", str(state), *sys.argv[1:]])
-'''
+"""
+
 
 @pytest.fixture
 def colab(tmp_path, monkeypatch):
     "The folder of the stand-in, which is first in PATH."
-    home = tmp_path/"colab"
+    home = tmp_path / "colab"
     home.mkdir()
-    (home/"colab").write_text(STAND_IN.format(python=sys.executable, home=str(home), client=str(CLIENT)))
-    (home/"colab").chmod(0o755)
+    (home / "colab").write_text(STAND_IN.format(python=sys.executable, home=str(home), client=str(CLIENT)))
+    (home / "colab").chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
     monkeypatch.setenv("HOME", str(home))
     yield home
-    if (home/"server.pid").exists(): end(home)
+    if (home / "server.pid").exists():
+        end(home)
     shutil.rmtree("/content/semissl-faults", ignore_errors=True)
+
 
 def end(home: Path):
     "Take the runtime away: the server, its kernels, the batch, and all files."
     import psutil
-    try: server = psutil.Process(int((home/"server.pid").read_text()))
-    except psutil.NoSuchProcess: return
-    marks = [p for p in psutil.process_iter(["cmdline", "cwd"]) if "semissl.batch" in " ".join(p.info["cmdline"] or []) and (p.info["cwd"] or "").startswith("/content")]
-    for p in [*server.children(recursive=True), *marks, *[c for m in marks for c in m.children(recursive=True)], server]:
-        if p.is_running(): p.kill()
+
+    try:
+        server = psutil.Process(int((home / "server.pid").read_text()))
+    except psutil.NoSuchProcess:
+        return
+    marks = [
+        p
+        for p in psutil.process_iter(["cmdline", "cwd"])
+        if "semissl.batch" in " ".join(p.info["cmdline"] or []) and (p.info["cwd"] or "").startswith("/content")
+    ]
+    for p in [
+        *server.children(recursive=True),
+        *marks,
+        *[c for m in marks for c in m.children(recursive=True)],
+        server,
+    ]:
+        if p.is_running():
+            p.kill()
     shutil.rmtree("/content/semissl-faults", ignore_errors=True)
+
 
 def counting(path: Path) -> Path:
     "A notebook that counts to 8 and keeps its count as a checkpoint."
@@ -70,22 +94,40 @@ for k in range(begun, 8):
     count.write_text(str(k + 1))
 Path(run_dir, "config.json").write_text("{}")
 Path(run_dir, "result.json").write_text(json.dumps(dict(config=dict(seed=seed), metrics=dict(test_accuracy=seed / 10), begun=begun)))""")
-    nbformat.write(new_notebook(cells=[head, body], metadata={"kernelspec": {"name": "python3", "display_name": "python3"}}), path)
+    nbformat.write(
+        new_notebook(cells=[head, body], metadata={"kernelspec": {"name": "python3", "display_name": "python3"}}), path
+    )
     return path
+
 
 def test_the_runtime_is_taken_away(tmp_path, colab):
     from semissl.batch import on_colab, run_batch
     import threading
-    root, took = tmp_path/"grid", []
+
+    root, took = tmp_path / "grid", []
+
     def take_away():
-        while not list(root.glob("*/count.json")): time.sleep(0.2)        # something has come back
+        while not list(root.glob("*/count.json")):
+            time.sleep(0.2)  # something has come back
         end(colab)
         took.append(time.monotonic())
+
     threading.Thread(target=take_away, daemon=True).start()
-    states = run_batch(dict(seeds=2), counting(tmp_path/"count.ipynb"), root, cluster=on_colab("faults", gpu="", every=2.0, patience=20))
-    results = [json.loads((d/"result.json").read_text()) for d in sorted(root.glob("seed*"))]
-    calls = (colab/"calls").read_text().split()
+    states = run_batch(
+        dict(seeds=2),
+        counting(tmp_path / "count.ipynb"),
+        root,
+        cluster=on_colab("faults", gpu="", every=2.0, patience=20),
+    )
+    results = [json.loads((d / "result.json").read_text()) for d in sorted(root.glob("seed*"))]
+    calls = (colab / "calls").read_text().split()
     assert took and set(states.values()) == {"done"} and [r["metrics"]["test_accuracy"] for r in results] == [0.0, 0.1]
     assert results[0]["begun"] > 0, "expected the second runtime to go on, it began anew"
     assert calls.count("new") >= 2 and calls[-1] == "stop"
-    FAULTS.append(("a Colab runtime taken away (a Jupyter server, the real client)", 1, f"went on at {results[0]['begun']} of 8 on the next"))
+    FAULTS.append(
+        (
+            "a Colab runtime taken away (a Jupyter server, the real client)",
+            1,
+            f"went on at {results[0]['begun']} of 8 on the next",
+        )
+    )
