@@ -63,7 +63,7 @@ def readme(index: str) -> str:
 
 def groups_of(module: str) -> dict[str, list[tuple[str, str, str]]]:
     "Heading of each group of fields of TrainConfig -> name, default and reason of each, in the text of its module."
-    groups = re.findall(r'^class \w+Fields:\n    "(.+)\."\n(.*?)\n\n', module, re.M | re.S)
+    groups = re.findall(r'^class \w+Fields:\n    "([^"\n]+)\."\n(.*?)\n\n', module, re.M | re.S)
     return {head: re.findall(r"^    (\w+): \w+ = (.+?) +# (.+)$", body, re.M) for head, body in groups}
 
 

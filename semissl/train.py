@@ -132,8 +132,7 @@ class LabelsFields:
     "Labels: what is known of them."
 
     labels: str = ""  # a CSV file path,label that gives the labels, of test images too; "" for folder names
-    # 0 for all; -1 for all of your own images, 4 of a data set that is labelled throughout
-    labels_per_class: int = -1
+    labels_per_class: int = -1  # 0 for all; -1 for all of your own, and 4 of a data set that is labelled throughout
     validation_per_class: int = 0  # of these, kept out of training to choose settings by, as the test set never is
     frequencies: str = "estimated"  # of the classes: or "labels", "uniform", "none", or shares: "cat=0.2,dog=0.8"
 
@@ -144,8 +143,7 @@ class ViewsFields:
 
     augmentation: str = "auto"  # "digits" or "photos"; "auto" takes "digits" for the embedded digits, else "photos"
     views: str = "auto"  # features: of plain, mirror, crop0 to crop4; "auto" takes "plain,mirror" where time allows
-    # labelled images get a square of another and a part of its label: "on", "off"; "auto": photos
-    cutmix: str = "auto"
+    cutmix: str = "auto"  # labelled images get a square of another, and part of its label: "on", "off"; "auto": photos
 
 # %% ../nbs/08_train.ipynb #57ea8c35
 @dataclass(frozen=True)
@@ -154,8 +152,9 @@ class EncoderFields:
 
     encoder: str = "auto"  # "auto": the best pretrained for photos, "small" for digits; "resnet18", any timm name
     weights: str = "auto"  # "auto": published ones; "none": from nothing; a .safetensors, .pth or .pt file; a run_dir
-    # "features": look once, then train an adapter; "pixels": the encoder; "auto" by the weights
-    learn_on: str = "auto"
+    learn_on: str = (
+        "auto"  # "features": look once, train an adapter; "pixels": train it all; "auto": by the weights
+    )
     frozen: str = ""  # modules of the encoder that stay as they are, by the beginnings of their names; or "all"
     encoder_lr: float = 1.0  # learning rate of the encoder as a share of lr; 0.1 goes easy on a pretrained one
 
@@ -165,8 +164,7 @@ class ObjectiveFields:
     "Objective: what is learnt."
 
     objective: str = "nt_xent"  # L_ssl: "barlow_twins", "vicreg" or "nt_xent", the best of them on a small budget
-    # Barlow Twins: off-diagonal weight times projector_dim, so that width does not matter
-    lambd_times_dim: float = 8.0
+    lambd_times_dim: float = 8.0  # Barlow Twins: off-diagonal weight times projector_dim, for any width alike
     projector_dim: int = 256  # P, and the width of the projector; narrow learns faster on a small budget
     projector_layers: int = 2  # linear maps in the projector
     head_weight: float = 1.0  # alpha: how much the labels guide the encoder
@@ -183,13 +181,11 @@ class StagesFields:
     ssl_weight_end: float = 1.0  # weight of L_ssl at the last step; it is 1 up to stage 3 and moves evenly from there
     pseudo_weight: float = 1.0  # how much the pseudo-labels of stage 3 count in the cross entropy
     pseudo_correlation: bool = True  # whether pseudo-labelled images join the class correlation
-    # pseudo-labels count from this confidence on (FixMatch); 0 weighs them (SoftMatch)
-    confidence_threshold: float = 0.0
+    confidence_threshold: float = 0.0  # pseudo-labels count from this confidence (FixMatch); 0 weighs them (SoftMatch)
     propagate: int = 4  # pixels: how often in stage 3 the labels flow over the graph of neighbours; 0 for never
     refit: bool = True  # fit the head to the labelled images once more after the last step, near the trained one
     rounds: int = 3  # features: how often the labels flow over the graph and training goes on with what comes
-    # features: steps of each round; 0 for two and a half passes over the images, 50 to 400 steps
-    round_steps: int = 0
+    round_steps: int = 0  # features: steps of each round; 0 for two and a half passes over the images, from 50 to 400
 
 # %% ../nbs/08_train.ipynb #4a1579db
 @dataclass(frozen=True)
@@ -211,8 +207,7 @@ class MachineFields:
     "Machine: what it runs on."
 
     precision: str = "auto"  # "auto" takes bfloat16 or float16 where the hardware is good at it, else float32
-    # processes on each machine that share the batch (DDP): GPUs, or CPU processes where there is none
-    devices: int = 1
+    devices: int = 1  # processes on each machine that share the batch (DDP): GPUs, or CPU processes without any
     nodes: int = 1  # machines that share the batch
     compile: str = "auto"  # torch.compile of the encoder: "on", "off"; "auto": a GPU and a run that repays it
 
@@ -222,8 +217,7 @@ class OutputFields:
     "Output: what is kept and compared."
 
     baselines: bool = True  # also what the same labels give the plain way; with a budget, what fits into it
-    # trainings without a share of the labels, to scale the confidence; 0: 3 short on features
-    calibration_folds: int = 0
+    calibration_folds: int = 0  # trainings without a share of the labels, to scale confidence; 0: 3 short on features
     run_dir: str = "runs/digits"  # where everything goes
     wandb_project: str = "semissl"  # W&B project; "" for no W&B
 
