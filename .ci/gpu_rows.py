@@ -27,7 +27,7 @@ def amount(n, least=1):
 
 def emit(part, what, **values):
     "One more row, on the disk before anything else happens."
-    from semissl.train import commit, device_name, versions
+    from semissl.run.machine import commit, device_name, versions
 
     # a copy of the tree has no git
     stamp = (ROOT / ".gpu/commit").read_text().strip() if (ROOT / ".gpu/commit").exists() else commit()
@@ -98,13 +98,17 @@ def rate(work, n, turns=5, warm=2):
 
 def speed(seconds):
     import torch
-    from semissl.augment import policy, two_views
+    from semissl.method.augment import two_views
+    from semissl.method.policy import policy
     from semissl.data.images import ImageSet
     from semissl.data.split import hide_labels, label_split
     from semissl.data.loader import FewLabelLoader
-    from semissl.encoder import encoder
-    from semissl.evaluate import encode, fit_head, propagate
-    from semissl.train import TrainConfig, build, precision
+    from semissl.method.encoder import encoder
+    from semissl.method.propagate import propagate
+    from semissl.run.evaluate import encode, fit_head
+    from semissl.run.build import build
+    from semissl.run.config import TrainConfig
+    from semissl.run.machine import precision
 
     U, L = amount(512, 16), amount(128, 8)
     n = amount(20_000, 200)
@@ -326,10 +330,16 @@ def look(seconds):
     import shutil, tempfile
     import numpy as np, torch
     from semissl.data.split import hide_labels, label_split
-    from semissl.method.weights import Recipe, ready, recipe
-    from semissl.run.features import Looker, look as look_at, torch_engine
+    from semissl.method.load import ready
+    from semissl.method.recipe import recipe
+    from semissl.method.weights import Recipe
+    from semissl.run.engine import Looker, torch_engine
+    from semissl.run.features import look as look_at
     from semissl.run.sight import looker_of
-    from semissl.train import Task, TrainConfig, run, open_run_dir
+    from semissl.run.config import TrainConfig
+    from semissl.run.fit import run
+    from semissl.run.folder import open_run_dir
+    from semissl.run.task import Task
 
     train_set, test_set = cifar10()
     size, n = (64, 200) if DRY else (224, 10_240)
@@ -460,8 +470,14 @@ def from_nothing(train_set, test_set, seconds):
     and used for nothing."""
     import torch
     from semissl.data.split import hide_labels, label_split
-    from semissl.evaluate import encode
-    from semissl.train import BIG, Recorder, Task, TrainConfig, build, measure, precision, steps_of, train
+    from semissl.run.evaluate import encode
+    from semissl.run.build import build
+    from semissl.run.compare import measure
+    from semissl.run.config import TrainConfig
+    from semissl.run.machine import precision
+    from semissl.run.record import Recorder
+    from semissl.run.task import Task
+    from semissl.run.train import steps_of, train
 
     config = TrainConfig(
         data="cifar10",

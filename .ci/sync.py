@@ -2,7 +2,7 @@
 run is told to expect, README.md and its figure.
 
 Links come from [project.urls] in pyproject.toml and the version from semissl/__init__.py; they are written into
-CITATION.cff and the notebooks. The parameters, with their reasons, are the fields of TrainConfig in semissl/train.py.
+CITATION.cff and the notebooks. The parameters, with their reasons, are the fields of TrainConfig in semissl/run/config.py.
 The accuracies are means over the rows in nbs/experiments/results. README.md is nbs/index.ipynb through nbconvert;
 its figure is the first one in the outputs of label_efficiency.ipynb.
 
@@ -148,7 +148,7 @@ def wanted(root: Path = ROOT) -> dict[Path, bytes]:
         for path in sorted((root / "nbs" / folder).glob("*.ipynb")):
             files[path] = link(path.read_text(encoding="utf-8"), f)
     train = root / "nbs/experiments/train.ipynb"
-    exported = (root / "semissl/train.py").read_text(encoding="utf-8")
+    exported = (root / "semissl/run/config.py").read_text(encoding="utf-8")
     files[train] = parameters(files[train], exported)
     files[root / "semissl/run/expected.csv"] = expected(exported, root / "nbs/experiments/results")
     files[root / "CITATION.cff"] = cite((root / "CITATION.cff").read_text(encoding="utf-8"), f)

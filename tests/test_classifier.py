@@ -1,6 +1,6 @@
 "scikit-learn's own checks of an estimator, those that make sense for images, and what it says to nonsense."
 
-import pickle, subprocess, sys, warnings
+import pickle, subprocess, sys
 import numpy as np
 import pytest
 import sklearn

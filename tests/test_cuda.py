@@ -13,17 +13,25 @@ from safetensors.torch import save_file
 from torch import nn
 import pandas as pd
 
-from semissl.augment import apply, cutmix, draw, policy, two_views
-from semissl.classifier import FewLabelClassifier
+from semissl.method.augment import apply, draw
+from semissl.method.policy import policy
+from semissl.use.classifier import FewLabelClassifier
 from semissl.data.sources import load_images
 from semissl.data.split import hide_labels, label_split
 from semissl.data.loader import FewLabelLoader
-from semissl.evaluate import encode, fit_head, propagate
-from semissl.encoder import encoder
-from semissl.losses import barlow_twins, class_correlation, cross_entropy, nt_xent, vicreg
-from semissl.predict import export, load_predictor
-from semissl.run.features import Looker, torch_engine
-from semissl.train import BIG, Recorder, TrainConfig, build, check_processes, fit, load_task, policies, steps_of, train
+from semissl.method.propagate import propagate
+from semissl.run.evaluate import encode, fit_head
+from semissl.method.encoder import encoder
+from semissl.method.losses import barlow_twins, class_correlation, cross_entropy, nt_xent, vicreg
+from semissl.use.export import export
+from semissl.use.predictor import load_predictor
+from semissl.run.engine import Looker, torch_engine
+from semissl.run.build import build
+from semissl.run.config import TrainConfig
+from semissl.run.fit import check_processes, fit
+from semissl.run.record import Recorder
+from semissl.run.task import load_task
+from semissl.run.train import steps_of, train
 
 DRY = os.environ.get("SEMISSL_DRY") == "1"
 DEVICE = "cpu" if DRY else "cuda"
@@ -271,7 +279,7 @@ def test_its_files_open_without_a_gpu(trained, tmp_path):
     code = """
 import sys, torch, numpy as np, onnxruntime
 from pathlib import Path
-from semissl.predict import load_predictor
+from semissl.use.predictor import load_predictor
 assert not torch.cuda.is_available()
 here = Path(sys.argv[1]); wanted = torch.load(here/"wanted.pt")
 with torch.no_grad(): found = load_predictor(here/"model.safetensors")(wanted["images"])[1]
@@ -328,8 +336,8 @@ def test_a_killed_run_goes_on(tmp_path):
     def start(name, **more):
         words = {**SHORT, "epochs": 40, "precision": "32-true", "run_dir": tmp_path / name, **more}
         exactly = (
-            "import torch; torch.use_deterministic_algorithms(True, warn_only=True); from semissl.train import "
-            "main; main()"
+            "import torch; torch.use_deterministic_algorithms(True, warn_only=True); from semissl.run.command "
+            "import main; main()"
         )
         return subprocess.Popen(
             [sys.executable, "-c", exactly, *(f"--{k}={v}" for k, v in words.items())],

@@ -25,7 +25,7 @@ def archive(tmp_path):
 def start(archive: Path, slow: float = 0) -> subprocess.Popen:
     "Decode in a process of its own; `slow` seconds more for each picture, so that there is time to kill it."
     code = (
-        "import os, sys, time, torch; from semissl.data import cache, load_images; os.setpgid(0, 0)\n"
+        "import os, sys, time, torch; from semissl import load_images; from semissl.data import cache; os.setpgid(0, 0)\n"
         "plain = cache.decode_image\n"
         f"cache.decode_image = lambda *a, **k: (time.sleep({slow}), plain(*a, **k))[1]\n"
         "x = load_images(sys.argv[1]); print(len(x), int(x.images.long().sum()))"
@@ -64,7 +64,7 @@ def test_a_killed_decode_goes_on_where_it_was(archive):
 
 def test_workers_end_with_the_process_that_asked():
     code = (
-        "import os, time; from semissl.data.cache import worker_pool\n"
+        "import os, time; from semissl.data.blocks import worker_pool\n"
         "pool = worker_pool(2); jobs = [pool.submit(time.sleep, 300) for _ in range(2)]; time.sleep(2)\n"
         "print(*pool._processes, flush=True); time.sleep(300)"
     )
@@ -136,8 +136,8 @@ def test_a_picture_is_made_square_in_one_way_wherever_it_comes_from(tmp_path, fi
     import zipfile
     from PIL import Image
     from semissl import FewLabelClassifier
-    from semissl.data import as_images, load_images
-    from semissl.predict import blocks, listed
+    from semissl import as_images, load_images
+    from semissl.use.predict import blocks, listed
 
     rng = np.random.default_rng(0)
     # 48 high, 64 wide

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from semissl.data import load_images
+from semissl import load_images
 from semissl.data.labels import label_rows
 from semissl.data.pictures import as_images
-from semissl.label import Labeller
+from semissl.use.labeller import Labeller
 
 CASES = int(os.environ.get("SEMISSL_CASES", "60"))
 WORDS = [

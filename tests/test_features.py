@@ -1,15 +1,15 @@
 "What no notebook cell can show of the look: killed in the middle, twice at once, a full disk, and how much memory it takes."
 
 import os, signal, subprocess, sys, time
-from pathlib import Path
 import numpy as np, pytest, torch
-from semissl.run.features import Looker, look
+from semissl.run.engine import Looker
+from semissl.run.features import look
 
 CODE = """
 import sys, resource, torch
 from pathlib import Path
-from semissl.encoder import small_resnet
-from semissl.run.features import Looker, look
+from semissl.method.encoder import small_resnet
+from semissl.run.engine import Looker; from semissl.run.features import look
 torch.set_num_threads(1); torch.manual_seed(0)
 looker = Looker(small_resnet(8), 32, (.5,) * 3, (.5,) * 3)
 import numpy as np
@@ -130,13 +130,13 @@ def test_memory_of_what_learning_sees(tmp_path):
 import sys, resource, numpy as np, torch
 from semissl.data.images import ImageSet
 from semissl.data.split import LabelSplit
-from semissl.train import Task, TrainConfig, seen_by
-import semissl.train
+from semissl.run.answer import seen_by; from semissl.run.config import TrainConfig; from semissl.run.task import Task
+import semissl.run.answer
 torch.set_num_threads(1)
 n = int(sys.argv[2])
-pixels, rows, plan = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))[:n], torch.arange(4), semissl.train.new_sight
+pixels, rows, plan = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))[:n], torch.arange(4), semissl.run.answer.new_sight
 def fewer(*given, **more): sight = plan(*given, **more); sight.most = n // 2; return sight
-semissl.train.new_sight = fewer
+semissl.run.answer.new_sight = fewer
 images = ImageSet(pixels, torch.where(torch.arange(n) < 4, torch.arange(n) % 2, -1), ("a", "b"), tuple(map(str, range(n))), "made")
 task, sight = seen_by(TrainConfig(data="images", encoder="tf_efficientnet_lite0", image_size=32, views="plain"), Task(images, None, None, LabelSplit(rows, rows[:0], "")))
 some = task.train.select(range(100))
@@ -163,7 +163,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, pixels):
-    from semissl.encoder import small_resnet
+    from semissl.method.encoder import small_resnet
 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError):
@@ -178,7 +178,9 @@ def test_a_folder_that_cannot_be_written(tmp_path, pixels):
 def test_fine_tuning_in_what_a_budget_leaves(tmp_path, monkeypatch, capsys):
     from semissl.data.sources import load_images
     from semissl.data.split import hide_labels, label_split
-    from semissl.train import Task, TrainConfig, fit
+    from semissl.run.config import TrainConfig
+    from semissl.run.fit import fit
+    from semissl.run.task import Task
 
     monkeypatch.setenv("SEMISSL_CACHE", str(tmp_path / "cache"))
     all_digits = load_images("digits")
@@ -199,7 +201,7 @@ def test_fine_tuning_in_what_a_budget_leaves(tmp_path, monkeypatch, capsys):
     assert set(result.baselines) == {"logistic_regression", "class_means", "fine_tuning"}
     tuned = result.baselines["fine_tuning"]
     assert tuned["test_accuracy"] > 0.4 and 1 < tuned["seconds"] < 55
-    monkeypatch.setattr("semissl.train.LEARN_FROM", 120)
+    monkeypatch.setattr("semissl.run.answer.LEARN_FROM", 120)
     # no budget, no GPU: nobody asked for the time
     result = fit(TrainConfig(run_dir=str(tmp_path / "free"), **config), task)
     assert "fine_tuning" not in result.baselines or torch.cuda.is_available()

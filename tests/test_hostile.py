@@ -1,6 +1,6 @@
 "A corpus of inputs that are broken, misleading or made to hurt: no crash, no hang, nothing written outside, one clear sentence for each refusal, every good image kept."
 
-import io, os, re, socket, stat, struct, subprocess, sys, warnings, zipfile, zlib
+import io, os, re, socket, stat, struct, warnings, zipfile, zlib
 from pathlib import Path
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from semissl.data import files
 from semissl.data.files import list_folder, printable
 from semissl.data.sources import load_images
-from semissl.predict import blocks, listed
+from semissl.use.predict import blocks, listed
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 255, (24, 30, 3), dtype=np.uint8))
@@ -230,8 +230,7 @@ def test_an_empty_folder_named_like_an_image_is_no_class(tmp_path):
     assert load_images(tmp_path, size=16, cache=False).classes == ("cat", "dog")
 
 
-# ---- archives
-# -----------------------------------------------------------------------------------------------------------
+# ---- archives -------------------------------------------------------------------------------------------------------
 
 
 def archive(path, *members, method=zipfile.ZIP_STORED):
@@ -400,7 +399,8 @@ def test_hostile_sight(name, tmp_path, monkeypatch):
     opens."""
     import json, resource, torch
     from safetensors.torch import save_file
-    from semissl.predict import Predictor, load_predictor, to_safetensors
+    from semissl.use.export import to_safetensors
+    from semissl.use.predictor import Predictor, load_predictor
 
     asked = []
 

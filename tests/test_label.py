@@ -1,15 +1,13 @@
 "Two notebooks that label at once, a disk that is full, and a package without the widget."
 
 import json, subprocess, sys
-from pathlib import Path
-import pytest
 from semissl.data.table import read_labels
-from semissl.label import Labeller, Labels, respond
+from semissl.use.labeller import Labeller, Labels, respond
 
 
 def test_two_that_label_at_once_lose_no_click(tmp_path):
     code = (
-        "import sys; from semissl.label import Labels; t = Labels(sys.argv[1])\nfor i in range(100): "
+        "import sys; from semissl.use.labeller import Labels; t = Labels(sys.argv[1])\nfor i in range(100): "
         "t.put({f'{sys.argv[2]}/{i}.png': 'cat'})"
     )
     both = [
@@ -56,7 +54,7 @@ def test_a_disk_that_refuses_is_told_in_the_window(tmp_path, monkeypatch):
 
 def test_without_anywidget_the_labeller_still_answers(tmp_path):
     code = (
-        "import sys; sys.modules['anywidget'] = None\nfrom semissl.label import Labeller\n"
+        "import sys; sys.modules['anywidget'] = None\nfrom semissl.use.labeller import Labeller\n"
         "l = Labeller('digits', 'labels.csv', order=range(5)).answer(lambda path: 'a' if int(path) % 2 else "
         "'')\nprint(l)\n"
         "try: l.widget\nexcept ImportError as err: print(err)"

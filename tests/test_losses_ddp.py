@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from semissl.losses import barlow_twins, class_correlation, cross_entropy, gather_rows, nt_xent, vicreg
+from semissl.method.losses import barlow_twins, class_correlation, cross_entropy, gather_rows, nt_xent, vicreg
 
 WORLD, ROWS = 2, 8  # processes, rows of each
 LABELS = torch.tensor([0, 1, 2, 0, 1, -1, 2, 0] + [-1, 0, -1, -1, 1, -1, -1, 2])

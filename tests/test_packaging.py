@@ -15,56 +15,19 @@ NBS = ROOT / "nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS / "experiments"]
 TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS / "tutorials"]
-MODULE_NOTEBOOKS = [
-    p
-    for p in NOTEBOOKS
-    if p.parent == NBS
-    and re.match(r"\d\d_", p.name)
-    or p.parent in (NBS / "data", NBS / "method", NBS / "run", NBS / "use")
-]
-MODULES = [
-    "data.labels",
-    "data.images",
-    "data.decode",
-    "data.png",
-    "data.files",
-    "data.layout",
-    "data.cache",
-    "data.table",
-    "data.sources",
-    "data.pictures",
-    "data.split",
-    "data.loader",
-    "augment",
-    "encoder",
-    "heads",
-    "losses",
-    "metrics",
-    "method.weights",
-    "method.propagate",
-    "method.correlation",
-    "method.adapter",
-    "method.memory",
-    "module",
-    "run.values",
-    "run.identity",
-    "run.progress",
-    "run.threads",
-    "run.budget",
-    "run.features",
-    "evaluate",
-    "run.sight",
-    # never fewer; each uses those before it alone
-    "run.rounds",
-    "run.finetune",
-    "train",
-    "predict",
-    "label",
-    "batch",
-    "report",
-    "classifier",
-    "use.page",
-]
+FLOORS = {  # the rooms of each in their order: a room uses those before it and those of the floors below
+    "data": "labels images decode png files layout blocks cache table sources pictures split loader",
+    "method": "policy augment encoder heads losses correlation propagate adapter memory schedule normalise pseudo "
+    "module weights load recipe",
+    "run": "values identity progress threads budget metrics evaluate engine features sight readers rounds "
+    "finetune config choose expect task build machine track record checkpoints callbacks train folder "
+    "answer pace compare confidence write fit command",
+    "use": "predictor predict export suggest widget labeller learn classifier page",
+    "many": "example style files tiles curves confusion correlations trust figures rows tables paired grid state "
+    "attempt results work arms ray colab command report",
+}
+MODULE_NOTEBOOKS = [p for p in NOTEBOOKS if p.parent.name in FLOORS and p.parent.parent == NBS]
+MODULES = [f"{floor}.{room}" for floor, rooms in FLOORS.items() for room in rooms.split()]
 
 
 def name(path: Path) -> str:
@@ -72,7 +35,7 @@ def name(path: Path) -> str:
 
 
 def module_of(path: Path) -> str:
-    return path.stem[3:] if path.parent == NBS else f"{path.parent.name}.{path.stem}"
+    return f"{path.parent.name}.{path.stem}"
 
 
 def file_of(module: str) -> Path:
@@ -274,17 +237,17 @@ def test_a_module_missing_from_the_wheel_is_noticed(built, tmp_path):
 
     site = tmp_path / "site"
     shutil.copytree(built["site"], site)
-    (site / "semissl" / "heads.py").unlink()
-    with pytest.raises(AssertionError, match="No module named 'semissl.heads'"):
-        elsewhere(site, "import semissl.heads")
+    (site / "semissl" / "method" / "heads.py").unlink()
+    with pytest.raises(AssertionError, match="No module named 'semissl.method.heads'"):
+        elsewhere(site, "import semissl.method.heads")
 
 
 def test_light_modules_stay_light(built):
     "Reading results needs no torch; data needs no lightning, wandb or timm."
-    elsewhere(built["site"], "import semissl.report; assert 'torch' not in sys.modules, 'report imports torch'")
+    elsewhere(built["site"], "import semissl.many.report; assert 'torch' not in sys.modules, 'report imports torch'")
     elsewhere(
         built["site"],
-        "import semissl.data; assert not {'pytorch_lightning', 'wandb', 'timm', 'datasets'} & set(sys.modules)",
+        "import semissl.data.sources; assert not {'pytorch_lightning', 'wandb', 'timm', 'datasets'} & set(sys.modules)",
     )
 
 
@@ -292,7 +255,7 @@ def test_a_batch_needs_no_clone(built):
     "train.ipynb comes with the wheel, and is what a batch executes where no other is named."
     told = elsewhere(
         built["site"],
-        "from semissl.batch import main, own_notebook; assert own_notebook().startswith(site), own_notebook(); "
+        "from semissl.many.command import main, own_notebook; assert own_notebook().startswith(site), own_notebook(); "
         "main(['data=digits', 'seeds=2', '--dry-run', '--root', 'batch'])",
     )
     assert told.count("waiting") == 2, told
@@ -453,7 +416,7 @@ def test_one_parameters_cell(path):
 
 
 def test_train_notebook():
-    from semissl.train import TrainConfig
+    from semissl.run.config import TrainConfig
 
     nb = read(NBS / "experiments/train.ipynb")
     (cell,) = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
@@ -505,28 +468,28 @@ def imports(path: Path) -> tuple[set[str], set[str], bool]:
 
 @pytest.mark.parametrize("path", MODULE_NOTEBOOKS, ids=name)
 def test_imports(path):
-    """A module imports only those before it, by name; augment to metrics stand alone; whatever comes before module
-    knows no Lightning; batch and report no torch."""
+    """A room imports only rooms before it, by name; views, encoders, heads and losses stand alone; nothing below the
+    step knows Lightning; figures and tables need no torch."""
     module = module_of(path)
     n, (ours, others, star) = MODULES.index(module), imports(file_of(module))
     ours -= {"", "__version__"}  # the package itself, for its version
     assert not star
-    assert ours <= set(MODULES[:n]), f"expected modules before {module}, got {sorted(ours - set(MODULES[:n]))}"
-    if MODULES.index("augment") <= n <= MODULES.index("metrics"):
+    assert ours <= set(MODULES[:n]), f"expected rooms before {module}, got {sorted(ours - set(MODULES[:n]))}"
+    if module in ("method.policy", "method.encoder", "method.heads", "method.losses", "run.metrics"):
         assert not ours, f"expected nothing of ours, got {sorted(ours)}"
-    if n < MODULES.index("module"):
+    if n < MODULES.index("method.schedule"):
         assert not {"pytorch_lightning", "lightning"} & others
-    if module in ("batch", "report"):
+    if module.startswith("many."):
         assert not {"torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning"} & others
 
 
 def test_imports_are_read_at_any_depth(tmp_path):
     path = tmp_path / "m.py"
     path.write_text(
-        "import torch.nn\nfrom .data import x\ndef f():\n    from semissl.losses import y\n    import "
+        "import torch.nn\nfrom .data import x\ndef f():\n    from semissl.method.losses import y\n    import "
         "semissl.run.features\n    from os import *\n"
     )
-    assert imports(path) == ({"data", "losses", "run.features"}, {"torch", "os"}, True)
+    assert imports(path) == ({"data", "method.losses", "run.features"}, {"torch", "os"}, True)
 
 
 # ---- facts that must agree ----------------------------------------------------------------------------------------
@@ -539,7 +502,9 @@ def test_links_version_and_readme_are_in_step():
 
 def test_results_in_the_readme_are_made_from_the_rows():
     import pandas as pd
-    from semissl.report import gain_words, paired_gain, results_table, summary_table
+    from semissl.many.paired import gain_words, paired_gain
+    from semissl.many.rows import results_table
+    from semissl.many.tables import summary_table
 
     text, results = (ROOT / "README.md").read_text(encoding="utf-8"), NBS / "experiments/results"
     photos, speed, *shown = [

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from semissl.predict import Predictor, digest, export, load_predictor, predict_table
+from semissl.use.export import export
+from semissl.use.predict import predict_table
+from semissl.use.predictor import Predictor, load_predictor
 
 CARD = dict(
     encoder="small",
@@ -42,9 +44,9 @@ def pictures(path: Path, n: int) -> Path:
 def start(folder: Path, slow: float, **options) -> subprocess.Popen:
     "Predict in a process of its own."
     code = (
-        "import json, sys, time; from semissl import predict\nplain = predict.write_part\n"
+        "import json, sys, time; from semissl import load_predictor; from semissl.use import predict\nplain = predict.write_part\n"
         f"predict.write_part = lambda *a: (time.sleep({slow}), plain(*a), print('part', flush=True))\n"
-        "found = predict.predict_table(predict.load_predictor('model.safetensors'), 'photos.zip', 'table', "
+        "found = predict.predict_table(load_predictor('model.safetensors'), 'photos.zip', 'table', "
         "**json.loads(sys.argv[1]))\nprint(found.rows)"
     )
     return subprocess.Popen(
@@ -79,8 +81,8 @@ def test_a_killed_table_goes_on_where_it_was(tmp_path):
 def test_memory_does_not_grow_with_the_images(tmp_path):
     "Twenty times as many images of 3 x 64 x 64 cost no more than the list of their names and one block."
     code = (
-        "import resource, sys, torch, numpy as np; from semissl.data import ImageSet; from semissl import predict; "
-        "from semissl.predict import *\n"
+        "import resource, sys, torch, numpy as np; from semissl import ImageSet; from semissl.use import predict; "
+        "from semissl import *; from semissl.use.predict import *\n"
         "from semissl.data.files import Entry; n = int(sys.argv[1]); torch.manual_seed(0)\n"
         "entries = [Entry(f'{i:07}.png', 'photos.png', 1, 1) for i in range(n)]\npredict.listed = lambda source: "
         "entries\n"
@@ -249,7 +251,7 @@ def test_exports_compute_the_same_elsewhere(tmp_path, name, size):
 
 
 def test_an_export_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
-    from semissl import predict
+    from semissl.use import export as predict
 
     monkeypatch.setattr(
         predict.Program,

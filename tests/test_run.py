@@ -249,22 +249,26 @@ def test_a_budget_is_divided_before_training_and_not_again(tmp_path, monkeypatch
     """Slow encoders get smaller batches and no third stage, baselines go before the training does; a run that goes on
     keeps that, and several processes change nothing."""
     import torch
-    import semissl.train as t
+    from dataclasses import asdict, replace
+    from semissl import TrainConfig
+    from semissl.run import pace as room
+    from semissl.run.evaluate import READ
+    from semissl.run.task import load_task
 
-    config = t.TrainConfig(budget="60 s", wandb_project="", run_dir=str(tmp_path / "run"))
-    task = t.load_task(config)
+    config = TrainConfig(budget="60 s", wandb_project="", run_dir=str(tmp_path / "run"))
+    task = load_task(config)
     asked = []
 
     def pace(*words):
         asked.append(words)
         return cost, 3.5 * cost
 
-    monkeypatch.setattr(t, "pace", pace)
+    monkeypatch.setattr(room, "pace", pace)
     cost = 1e-5
-    fast, training, read = t.in_time(config, task, 3.0, tmp_path / "run", True)
-    assert (fast, read) == (config, t.READ) and 20 < training < 57  # with both baselines
+    fast, training, read = room.in_time(config, task, 3.0, tmp_path / "run", True)
+    assert (fast, read) == (config, READ) and 20 < training < 57  # with both baselines
     cost = 0.05
-    slow, training, read = t.in_time(config, task, 3.0, tmp_path / "run", True)
+    slow, training, read = room.in_time(config, task, 3.0, tmp_path / "run", True)
     assert (slow.batch_size, slow.labelled_batch_size, slow.self_train_from, slow.baselines) == (
         16,
         8,
@@ -272,11 +276,11 @@ def test_a_budget_is_divided_before_training_and_not_again(tmp_path, monkeypatch
         False,
     ) and read == 60
     (tmp_path / "run").mkdir()
-    torch.save({"semissl": {"config": t.asdict(slow)}}, tmp_path / "run" / "last.ckpt")
+    torch.save({"semissl": {"config": asdict(slow)}}, tmp_path / "run" / "last.ckpt")
     cost = 1e-5  # faster today: a run that goes on stays what it was
-    assert t.in_time(config, task, 3.0, tmp_path / "run", True)[0] == slow
+    assert room.in_time(config, task, 3.0, tmp_path / "run", True)[0] == slow
     (tmp_path / "run" / "last.ckpt").unlink()
     asked.clear()
-    two = t.replace(config, devices=2)
+    two = replace(config, devices=2)
     # nothing is tried where a GPU must stay untouched
-    assert t.in_time(two, task, 3.0, tmp_path / "run", True)[0] == two and not asked
+    assert room.in_time(two, task, 3.0, tmp_path / "run", True)[0] == two and not asked

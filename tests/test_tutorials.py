@@ -1,6 +1,6 @@
 "The tutorials as papermill runs them: nobody clicks, nothing waits, and a class name comes from a function."
 
-import csv, os, subprocess, sys
+import csv, subprocess, sys
 from pathlib import Path
 import nbformat
 from pictures import photos

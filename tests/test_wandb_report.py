@@ -4,7 +4,8 @@ import json
 import pytest
 
 interface = pytest.importorskip("wandb_workspaces.reports.v2.interface")
-from semissl.report import CURVES, PICTURES, wandb_report
+from semissl.many.curves import CURVES
+from semissl.many.report import PICTURES, wandb_report
 
 
 def test_the_report_is_one_that_wandb_would_take(monkeypatch):

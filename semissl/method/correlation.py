@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..losses import class_correlation, in_full_precision, sample_correlation, weighted_mean
+from .losses import class_correlation, in_full_precision, sample_correlation, weighted_mean
 
 # %% ../../nbs/method/correlation.ipynb #c67e47fe
 def ideal(

@@ -15,10 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..augment import augment, policy
-from ..module import learning_rate
-from .features import Looker
-from .sight import logistic
+from ..method.augment import augment
+from ..method.policy import policy
+from ..method.schedule import learning_rate
+from .engine import Looker
+from .readers import logistic
 
 # %% ../../nbs/run/finetune.ipynb #62031e10
 class Tuned(nn.Module):

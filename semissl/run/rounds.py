@@ -15,9 +15,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from ..evaluate import encode
+from .evaluate import encode
 from ..method.propagate import Frequencies, flow_system, frequencies, mixture, propagate
-from .sight import FeatureSet, logistic
+from .readers import logistic
+from .sight import FeatureSet
 
 # %% ../../nbs/run/rounds.ipynb #b19fa926
 def spread_labels(

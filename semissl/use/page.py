@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ..classifier import FewLabelClassifier
-from ..label import KEYS, LOOK, VIEW, Labeller, first_open, respond, show
+from .classifier import FewLabelClassifier
+from .labeller import KEYS, Labeller, first_open, respond, show
+from .widget import LOOK, VIEW
 from ..run.values import plainly
 
 # %% auto #0

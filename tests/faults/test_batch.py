@@ -1,7 +1,6 @@
 "A batch that is killed, shared and badly treated ends with the table of one that nothing happened to."
 
 import json, os, random, signal, subprocess, sys, time
-from pathlib import Path
 import pandas as pd
 import pytest
 from work import FAULTS, FULL, KILLS, SECRET, TRAIN, batch, table
@@ -81,7 +80,12 @@ def test_a_batch_sees_that_labels_have_changed(tmp_path):
 
     def run():
         return subprocess.run(
-            [sys.executable, "-c", "import sys; from semissl.batch import main; sys.exit(main(sys.argv[1:]))", *words],
+            [
+                sys.executable,
+                "-c",
+                "import sys; from semissl.many.command import main; sys.exit(main(sys.argv[1:]))",
+                *words,
+            ],
             capture_output=True,
             text=True,
             timeout=600,
@@ -128,7 +132,8 @@ def test_wandb_knows_the_batch(undisturbed):
 def test_every_run_is_one_that_wandb_agent_would_start(tmp_path):
     "The command of the sweep, filled in by W&B's own agent, is one run of the batch."
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
-    from semissl.batch import parser, read_grid, runs_of, sweep
+    from semissl.many.command import parser, sweep
+    from semissl.many.grid import read_grid, runs_of
 
     definition = sweep(dict(lr=[1e-3, 2e-3], validation_per_class=1), TRAIN, tmp_path)
     macros = create_sweep_command_args({"args": {"lr": {"value": 0.002}, "validation_per_class": {"value": 1}}})

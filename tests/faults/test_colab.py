@@ -1,6 +1,6 @@
 "A batch through Google's command-line client: the real client, a Jupyter server on this machine in place of Colab's, taken away in the middle."
 
-import json, os, shutil, socket, subprocess, sys, time, urllib.request
+import json, os, shutil, sys, time
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -68,7 +68,7 @@ def end(home: Path):
     marks = [
         p
         for p in psutil.process_iter(["cmdline", "cwd"])
-        if "semissl.batch" in " ".join(p.info["cmdline"] or []) and (p.info["cwd"] or "").startswith("/content")
+        if "semissl.many" in " ".join(p.info["cmdline"] or []) and (p.info["cwd"] or "").startswith("/content")
     ]
     for p in [
         *server.children(recursive=True),
@@ -101,7 +101,8 @@ Path(run_dir, "result.json").write_text(json.dumps(dict(config=dict(seed=seed), 
 
 
 def test_the_runtime_is_taken_away(tmp_path, colab):
-    from semissl.batch import on_colab, run_batch
+    from semissl.many.colab import on_colab
+    from semissl.many.work import run_batch
     import threading
 
     root, took = tmp_path / "grid", []

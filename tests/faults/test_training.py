@@ -1,6 +1,6 @@
 "A training that is killed, interrupted, starved of disk and lied to ends as one that nothing happened to: bit for bit."
 
-import json, os, random, signal, subprocess, sys, time, zipfile
+import json, os, random, signal, subprocess, time, zipfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -52,13 +52,14 @@ def test_killed_at_random_instants(reference, tmp_path):
     assert resumed, "expected checkpoints to go on from, got none: every run began anew"
 
 
-# ---- in the middle of a write
-# -----------------------------------------------------------------------------------------
+# ---- in the middle of a write ---------------------------------------------------------------------------------------
 
 
-def die_in_write(phase, nth, t):
+def die_in_write(phase, nth):
     "End this process by kill -9 in the nth write of a checkpoint."
-    count, save, replace = [0], t.torch.save, os.replace
+    import torch
+
+    count, save, replace = [0], torch.save, os.replace
 
     def end():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -67,20 +68,20 @@ def die_in_write(phase, nth, t):
         count[0] += 1
         if count[0] < nth or phase != "half":
             return save(content, file)
-        save(content, whole := t.Path(file.name + ".whole"))
+        save(content, whole := Path(file.name + ".whole"))
         file.write(whole.read_bytes()[:20000])
         file.flush()
         whole.unlink()
         end()
 
     def moving(source, target):
-        if t.Path(target).name == "previous.ckpt" and count[0] >= nth and phase == "before the rotation":
+        if Path(target).name == "previous.ckpt" and count[0] >= nth and phase == "before the rotation":
             end()
         replace(source, target)
-        if t.Path(target).name == "previous.ckpt" and count[0] >= nth and phase == "after the rotation":
+        if Path(target).name == "previous.ckpt" and count[0] >= nth and phase == "after the rotation":
             end()
 
-    t.torch.save, t.os.replace = half, moving
+    torch.save, os.replace = half, moving
 
 
 @pytest.mark.parametrize("phase", ["half", "before the rotation", "after the rotation"])
@@ -96,20 +97,21 @@ def test_killed_in_the_write_of_a_checkpoint(reference, tmp_path, phase):
     FAULTS.append((f"kill -9 in the write of a checkpoint, {phase}", 1, "bit for bit"))
 
 
-# ---- damage
-# -----------------------------------------------------------------------------------------------------------
+# ---- damage ---------------------------------------------------------------------------------------------------------
 
 
-def stop_at(step, t):
+def stop_at(step):
     "An exception after a step, as a lost connection gives."
-    before = t.Recorder.on_train_batch_end
+    from semissl.run.record import Recorder
+
+    before = Recorder.on_train_batch_end
 
     def after(self, trainer, module, outputs, batch, batch_idx):
         before(self, trainer, module, outputs, batch, batch_idx)
         if batch.step == step:
             raise ConnectionAbortedError("gone")
 
-    t.Recorder.on_train_batch_end = after
+    Recorder.on_train_batch_end = after
 
 
 DAMAGE = {
@@ -145,15 +147,17 @@ def test_both_checkpoints_damaged_begins_anew(reference, tmp_path):
     FAULTS.append(("both checkpoints damaged", 1, "named, trained from the beginning, bit for bit"))
 
 
-def die_in_a_baseline(step, t):
-    before = t.Recorder.on_train_batch_end
+def die_in_a_baseline(step):
+    from semissl.run.record import Recorder
+
+    before = Recorder.on_train_batch_end
 
     def after(self, trainer, module, outputs, batch, batch_idx):
         before(self, trainer, module, outputs, batch, batch_idx)
         if module.objective is None and batch.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    t.Recorder.on_train_batch_end = after
+    Recorder.on_train_batch_end = after
 
 
 def test_killed_in_a_baseline(tmp_path):
@@ -173,8 +177,10 @@ def test_killed_in_a_baseline(tmp_path):
     FAULTS.append(("kill -9 in a baseline", 1, "goes on there, all metrics the same"))
 
 
-def die_at_the_end(t):
-    t.Tracker.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+def die_at_the_end():
+    from semissl.run.track import Tracker
+
+    Tracker.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_killed_between_the_result_and_the_end_of_wandb(reference, tmp_path):
@@ -192,8 +198,7 @@ def test_killed_between_the_result_and_the_end_of_wandb(reference, tmp_path):
     FAULTS.append(("kill -9 after result.json, before the end of the W&B run", 1, "the W&B run is completed"))
 
 
-# ---- signals
-# ----------------------------------------------------------------------------------------------------------
+# ---- signals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -213,18 +218,20 @@ def test_asked_to_stop(reference, tmp_path, name):
     FAULTS.append((f"{name} in the middle of an epoch", 1, "no step lost, bit for bit"))
 
 
-def ask_at(name, step, t):
-    before = t.Recorder.on_train_batch_end
+def ask_at(name, step):
+    from semissl.run.record import Recorder
+
+    before = Recorder.on_train_batch_end
 
     def after(self, trainer, module, outputs, batch, batch_idx):
         before(self, trainer, module, outputs, batch, batch_idx)
         if batch.step == step:
             os.kill(os.getpid(), getattr(signal, name))
 
-    t.Recorder.on_train_batch_end = after
+    Recorder.on_train_batch_end = after
 
 
-def jump(t):
+def jump():
     "The wall clock goes back a day, and then forward a year, every few calls."
     real, calls = time.time, [0]
 
@@ -246,8 +253,7 @@ def test_a_clock_that_jumps(reference, tmp_path):
     FAULTS.append(("the wall clock jumps by a day and a year", 1, "bit for bit"))
 
 
-# ---- a full disk
-# ------------------------------------------------------------------------------------------------------
+# ---- a full disk ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -288,9 +294,9 @@ def test_disk_full_at_a_checkpoint(reference, tmp_path):
     FAULTS.append(("disk full at a checkpoint", 1, "said, the one before it kept, then bit for bit"))
 
 
-def fill_before(what, folder, t):
+def fill_before(what, folder):
     "Fill the disk just before something is written."
-    do = getattr(*what(t))
+    do = getattr(*what())
 
     def full(*args, **kwargs):
         with open(Path(folder) / "filler", "ab", buffering=0) as file:
@@ -301,15 +307,19 @@ def fill_before(what, folder, t):
                 pass
         return do(*args, **kwargs)
 
-    setattr(*what(t), full)
+    setattr(*what(), full)
 
 
-def result(t):
-    return t, "write_result"
+def result():
+    import semissl.run.fit
+
+    return semissl.run.fit, "write_result"
 
 
-def last_rows(t):
-    return t.MetricsFile, "append"
+def last_rows():
+    from semissl.run.record import MetricsFile
+
+    return MetricsFile, "append"
 
 
 @pytest.mark.parametrize("what", [result, last_rows], ids=lambda f: f.__name__)
@@ -345,8 +355,7 @@ def test_disk_full_at_the_cache(tmp_path):
     FAULTS.append(("disk full while images are decoded", 1, "an OSError, then every pixel right"))
 
 
-# ---- two at once, and secrets
-# -------------------------------------------------------------------------------------------
+# ---- two at once, and secrets ---------------------------------------------------------------------------------------
 
 
 def test_two_trainings_in_one_run_dir(reference, tmp_path):

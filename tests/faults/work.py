@@ -13,26 +13,27 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"  # looks like a key and open
 
 # one process imports torch and Lightning; each training is a fork of it, so that it begins at once
 processes = get_context("forkserver")
-processes.set_forkserver_preload(["semissl.train", "wandb"])
+processes.set_forkserver_preload(["semissl.run.fit", "wandb"])
 
 
 def training(run_dir: str, options: dict, every: float, prepare=None) -> None:
     "One training in this process; `prepare` may put something in its way."
     import torch
-    import semissl.train as t
+    from semissl import TrainConfig, fit
+    from semissl.run.checkpoints import Checkpoints
 
     torch.set_num_threads(1)
     os.environ.update(CUDA_VISIBLE_DEVICES="", WANDB_MODE="offline", WANDB_API_KEY=SECRET)
-    t.Checkpoints.EVERY, t.Checkpoints.SHARE = every, 1e9
+    Checkpoints.EVERY, Checkpoints.SHARE = every, 1e9
     log = open(log_of(Path(run_dir)), "a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     # a shell that starts this in the background has it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if prepare:
-        prepare(t)
+        prepare()
     try:
-        t.fit(t.TrainConfig(**QUICK | options, run_dir=run_dir))
+        fit(TrainConfig(**QUICK | options, run_dir=run_dir))
     finally:
         print("Ctrl-C as before" if signal.getsignal(signal.SIGINT) is signal.default_int_handler else "Ctrl-C changed")
 
@@ -122,8 +123,7 @@ def same(run_dir: Path, reference: Path) -> None:
     )
 
 
-# ---- batches
-# ----------------------------------------------------------------------------------------------------------
+# ---- batches --------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "nbs" / "experiments" / "train.ipynb"
@@ -152,7 +152,7 @@ def batch(root: Path, *words: str):
     command = [
         sys.executable,
         "-c",
-        "import sys; from semissl.batch import main; sys.exit(main())",
+        "import sys; from semissl.many.command import main; sys.exit(main())",
         *GRID,
         "--notebook",
         str(TRAIN),
