@@ -69,7 +69,7 @@ def decode_block(
         rows[list(kind)] = unfilter(np.stack(list(kind.values())))
     return rows, bad, refused, len(said)
 
-
+# %% ../../nbs/data/blocks.ipynb #9f8d36b7
 def write_block(
     start: int,  # first row of the block
     entries: Sequence[Entry],  # the images of this block
@@ -156,7 +156,7 @@ def first_side(
         )
     return size
 
-
+# %% ../../nbs/data/blocks.ipynb #2e542a04
 def decode_rows(
     entries: Sequence[Entry],  # what to decode, in order
     size: int,  # wanted side S; 0 = as they are

@@ -60,7 +60,7 @@ def writable(
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
-
+# %% ../../nbs/data/cache.ipynb #8b9d05ea
 def cache_place(
     files: Sequence[Path],  # one folder, or archives
     size: int,  # wanted side S
@@ -136,7 +136,7 @@ def one_at_a_time(
             held = False
         yield held
 
-
+# %% ../../nbs/data/cache.ipynb #6983bc95
 def drop_rows(
     file: Path,  # a .npy of rows
     keep: np.ndarray,  # indices of the rows to keep
@@ -214,7 +214,7 @@ def places_of(
         if p in [cache_place(files, 0 if size == "native" else int(size), part, True, fit) for fit in FITS]
     )
 
-
+# %% ../../nbs/data/cache.ipynb #e9f5f082
 def cached_files(
     files: Sequence[Path],  # one folder, or archives
     size: int,  # wanted side S; 0 = as they are

@@ -33,6 +33,8 @@ FORMATS = (
     *(("AVIF",) if features.check("avif") else ()),
     *(("HEIF",) if find_spec("pillow_heif") else ()),
 )
+
+
 SUFFIXES = (
     ".png",
     ".jpg",
@@ -50,13 +52,15 @@ SUFFIXES = (
     *((".avif",) if "AVIF" in FORMATS else ()),
     *((".heic", ".heif") if "HEIF" in FORMATS else ()),
 )
+
+
 MAX_FILE_BYTES = 2**28  # a larger file is refused as an image
 
 
 class Dark(UserWarning):
     "A picture of 16 bits that uses 12 of them or less."
 
-
+# %% ../../nbs/data/decode.ipynb #f006b241
 # grey values of more than 8 bits: integers to 65535, or floats in [0, 1]
 def deep_to_uint8(values: np.ndarray) -> np.ndarray:  # uint8
     """16 bits scaled to 8, with rounding; warns of values that seem to be of 12 bits or less. ValueError outside the
@@ -135,7 +139,7 @@ def decode_image(
 
 SIGNS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
-
+# %% ../../nbs/data/decode.ipynb #84ef7f95
 def looks_like_image(
     head: bytes,  # the first 16 bytes of a file
 ) -> bool:  # True when they are an image's, whatever the file is called

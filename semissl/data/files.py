@@ -152,7 +152,7 @@ def member_name(
     except UnicodeDecodeError:
         return member.filename
 
-
+# %% ../../nbs/data/files.ipynb #09a800fb
 def first_of_member(
     archive: zipfile.ZipFile,  # opened
     member: zipfile.ZipInfo,  # of it
@@ -164,7 +164,7 @@ def first_of_member(
     except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return b""
 
-
+# %% ../../nbs/data/files.ipynb #95fe5c81
 def list_zip(
     file: Path,  # one .zip archive
 ) -> Found:
@@ -205,7 +205,7 @@ def list_zip(
 # files in an archive; bytes of its index; bytes unpacked for one packed
 MAX_MEMBERS, MAX_DIRECTORY, MAX_RATIO = 2_000_000, 2**28, 100
 
-
+# %% ../../nbs/data/files.ipynb #b0c4a257
 def check_directory(
     file: Path,  # one .zip archive
 ) -> None:
@@ -270,7 +270,7 @@ def read_member(
         )
     return data
 
-
+# %% ../../nbs/data/files.ipynb #3dfce671
 class Reader(contextlib.ExitStack):
     "Reads listed images, opening each archive once; closes them at the end of its `with`."
 

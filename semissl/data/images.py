@@ -168,6 +168,8 @@ class SizeNeeded(ValueError):
 
 # of a picture that is not square: the square in its middle, or all of it with bars of GREY beside it
 FITS = ("crop", "whole")
+
+
 GREY = (124, 116, 104)  # ImageNet's mean colour: nothing to an encoder of its weights
 
 
@@ -179,7 +181,7 @@ def check_fit(
         raise ValueError(f"expected fit of {' or '.join(map(repr, FITS))}, got {fit!r}")
     return fit
 
-
+# %% ../../nbs/data/images.ipynb #94ccd7d6
 def with_bars(
     images: Tensor,  # (N, 3, H, W) uint8
 ) -> Tensor:  # (N, 3, max(H, W), max(H, W)) uint8

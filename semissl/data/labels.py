@@ -117,7 +117,7 @@ def class_names(
     "The names of classes of any type."
     return [class_name(v) for v in (classes if classes.dtype.kind == "M" else classes.tolist())]
 
-
+# %% ../../nbs/data/labels.ipynb #f8bf00c0
 def alike(
     names: Iterable[str],  # of classes
 ) -> list[list[str]]:  # groups of names that a person would read as one

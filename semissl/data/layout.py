@@ -62,7 +62,7 @@ def outer_folder(
             return outer
         outer += head + "/"
 
-
+# %% ../../nbs/data/layout.ipynb #553b8d71
 def parts_in(
     names: Sequence[str],  # of all images, outer folders removed
 ) -> set[str]:  # the folders at the top that are parts; none where the top holds classes
@@ -171,7 +171,7 @@ def list_source(
         ]
     return Listing(unique_names([entry for entry, _, _ in rows]), places, classes, dict(aside), told)
 
-
+# %% ../../nbs/data/layout.ipynb #05c1275d
 def unique_names(
     entries: list[Entry],  # listed images of joined archives
 ) -> list[Entry]:  # the same, with the archive's name in front where two share a name

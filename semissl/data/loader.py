@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Batch(NamedTuple):
     rows: Tensor
     step: int  # global step, counted from 0 over all epochs
 
-
+# %% ../../nbs/data/loader.ipynb #36521f7c
 class FewLabelLoader:
     "Labelled and unlabelled batches of one epoch; ValueError when a batch does not fit the data or the ranks."
 
@@ -104,12 +105,6 @@ class FewLabelLoader:
     def __len__(self) -> int:
         return len(self.images) // self.batch_size
 
-    def state_dict(self) -> dict[str, int]:  # all that a resumed run needs
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step = int(state["step"])
-
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = divmod(self.step, len(self))
         self.prepare(epoch)
@@ -118,22 +113,36 @@ class FewLabelLoader:
             self.step = epoch * len(self) + k + 1  # counts what was handed out
             yield Batch(*read(k), self.plan[2][k], self.plan[3][k], self.step - 1)
 
-    def prepare(self, epoch: int) -> None:
-        "Bring the row numbers of a whole epoch to where the pixels are, once."
-        if epoch != self.epoch:
-            where = self.device if self.resident else torch.device("cpu")
-            mine, labelled = epoch_rows(self, epoch)
-            self.plan = (
-                mine.to(where),
-                labelled.to(where),
-                self.images.labels[labelled].to(self.device),
-                torch.cat([mine, labelled], 1).to(self.device),
-            )
-            self.epoch = epoch
+# %% ../../nbs/data/loader.ipynb #46652cc1
+@patch
+def state_dict(self: FewLabelLoader) -> dict[str, int]:  # all that a resumed run needs
+    return {"step": self.step}
 
-    def gather(self, k: int) -> tuple[Tensor, Tensor]:
-        "Pixels of batch k of this epoch, picked out where they lie."
-        return tuple(self.pixels.index_select(0, rows[k]) for rows in self.plan[:2])
+
+@patch
+def load_state_dict(self: FewLabelLoader, state: dict[str, int]) -> None:
+    self.step = int(state["step"])
+
+
+@patch
+def prepare(self: FewLabelLoader, epoch: int) -> None:
+    "Bring the row numbers of a whole epoch to where the pixels are, once."
+    if epoch != self.epoch:
+        where = self.device if self.resident else torch.device("cpu")
+        mine, labelled = epoch_rows(self, epoch)
+        self.plan = (
+            mine.to(where),
+            labelled.to(where),
+            self.images.labels[labelled].to(self.device),
+            torch.cat([mine, labelled], 1).to(self.device),
+        )
+        self.epoch = epoch
+
+
+@patch
+def gather(self: FewLabelLoader, k: int) -> tuple[Tensor, Tensor]:
+    "Pixels of batch k of this epoch, picked out where they lie."
+    return tuple(self.pixels.index_select(0, rows[k]) for rows in self.plan[:2])
 
 # %% ../../nbs/data/loader.ipynb #611c71ef
 def epoch_rows(

@@ -110,7 +110,7 @@ def items_of(
         raise ValueError(f"expected images, got {type(images).__name__}")
     return list(images)
 
-
+# %% ../../nbs/data/pictures.ipynb #a5aa507b
 def split_pairs(
     items: list,  # images, pairs (image, label) or rows {"image": ..., "label": ...}
 ) -> tuple[list, list | None]:  # images, labels; None = there are none
@@ -133,7 +133,7 @@ def split_pairs(
         return [v[0] for v in items], [v[1] for v in items]
     return items, None
 
-
+# %% ../../nbs/data/pictures.ipynb #5c5122e0
 def from_items(
     images: Any,  # see `items_of`
     size: int,  # S; 0 = as they are, when all are alike
@@ -237,7 +237,7 @@ def read_any(
     found, kept = from_items(images if hasattr(images, "classes") else items, size, max_bad_share, fit)
     return found, kept, len(items)
 
-
+# %% ../../nbs/data/pictures.ipynb #434c2a99
 # a folder, a zip, one file, a pattern, "digits" or an ImageSet; a list of paths, pictures, arrays; one array, tensor or
 # table; a data set
 def as_images(

@@ -80,7 +80,7 @@ def left_aside(
         + (f" ({'; '.join(sorted(ways))})" if ways else "")
     )
 
-
+# %% ../../nbs/data/sources.ipynb #4bb683fa
 def from_files(
     files: Sequence[Path],  # one folder, or one or several .zip archives
     size: int,  # wanted side S; 0 = as they are
@@ -247,7 +247,7 @@ def source_files(
         raise ValueError(f"expected one folder or different .zip files, got {[str(f) for f in files]}")
     return files
 
-
+# %% ../../nbs/data/sources.ipynb #8e11050e
 # "digits", "torchvision:NAME", "hf:OWNER/NAME", a folder, .zip files joined by commas, or (images, labels)
 def load_images(
     source: str | Path | tuple,

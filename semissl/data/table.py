@@ -39,6 +39,8 @@ PATHS = (
     "img",
     "id",
 )
+
+
 LABELS = ("label", "class", "choice", "category", "target", "class_name", "labels")
 
 
@@ -54,7 +56,7 @@ def text_of(
     except UnicodeDecodeError:
         return data.decode("cp1252", "replace")
 
-
+# %% ../../nbs/data/table.ipynb #7ae87029
 def rows_of(
     file: str | Path,  # a table of any program
 ) -> list[list[str]]:  # its cells, without white space around them and without empty rows
@@ -92,7 +94,7 @@ def path_key(
     "Forward slashes, no ./ in front, one Unicode form: Macs write letters with accents as two."
     return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
 
-
+# %% ../../nbs/data/table.ipynb #2fb7e28f
 def read_labels(
     file: str | Path,  # a CSV, see `columns`
 ) -> dict[str, str]:  # path as it stands there, with forward slashes -> class name ("" = unlabelled)
@@ -148,7 +150,7 @@ def rules(
         found += [(last, last), (bare, last), (same, stem), (last, stem)]
     return found
 
-
+# %% ../../nbs/data/table.ipynb #77ee3abf
 def match_paths(
     table: Iterable[str],  # paths of the table
     names: Sequence[str],  # of all images

@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastcore.basics import patch
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from traitlets.config import Config
@@ -61,7 +62,7 @@ def execute(
     except Exception as err:
         return 1, f"{type(err).__name__}: {err}"  # no such notebook, no disk left
 
-
+# %% ../../nbs/many/attempt.ipynb #047e60ad
 def end_everything() -> None:
     "End this process with all it has started, now."
     import psutil  # comes with ipykernel
@@ -107,49 +108,60 @@ class Attempt:
     "An attempt under way, made by `start`."
 
     run: Run
+
     notebook: str
+
     process: subprocess.Popen
+
     lock: int  # descriptor
+
     slot: int = 0  # among those at the same time
+
     data: dict[str, str] = field(default_factory=dict)  # what the run is made of, see `FilesNamed`
+
     began: float = field(default_factory=time.time)  # seconds since 1970
+
     clock: float = field(default_factory=time.monotonic)  # seconds, never jumps
 
-    def finish(self) -> dict:  # the content of status.json
-        "Wait for the end, say how it was, free the run."
-        told, code, run_dir = self.process.stdout.read(), self.process.wait(), self.run.run_dir
-        self.process.stdin.close()
-        whole, result = Path(self.notebook).name, read_json(run_dir / "result.json")
-        error = (
-            json.loads(told)
-            if told
-            else f"the process was ended by signal {-code}"
-            if code < 0
-            else f"the process ended with exit code {code}"
-        ) or ("" if result else "the notebook ended without a whole result.json")
-        status = dict(
-            exit=code,
-            error=error,
-            began=self.began,
-            seconds=round(time.monotonic() - self.clock, 2),
-            attempts=attempts_of(run_dir),
-            data=self.data,
-        )
-        if (run_dir / "attempt.ipynb").exists():
-            os.replace(run_dir / "attempt.ipynb", run_dir / ("failed.ipynb" if error else whole))
-        if not error:
-            (run_dir / "failed.ipynb").unlink(missing_ok=True)
-        write_json(run_dir / "status.json", status)
-        os.close(self.lock)
-        return status
-
-    def stop(self) -> None:
-        "End the attempt; the run counts as interrupted."
-        self.process.stdin.close()
-        self.process.wait()
-        os.close(self.lock)
+# %% ../../nbs/many/attempt.ipynb #cc6a6055
+@patch
+def finish(self: Attempt) -> dict:  # the content of status.json
+    "Wait for the end, say how it was, free the run."
+    told, code, run_dir = self.process.stdout.read(), self.process.wait(), self.run.run_dir
+    self.process.stdin.close()
+    whole, result = Path(self.notebook).name, read_json(run_dir / "result.json")
+    error = (
+        json.loads(told)
+        if told
+        else f"the process was ended by signal {-code}"
+        if code < 0
+        else f"the process ended with exit code {code}"
+    ) or ("" if result else "the notebook ended without a whole result.json")
+    status = dict(
+        exit=code,
+        error=error,
+        began=self.began,
+        seconds=round(time.monotonic() - self.clock, 2),
+        attempts=attempts_of(run_dir),
+        data=self.data,
+    )
+    if (run_dir / "attempt.ipynb").exists():
+        os.replace(run_dir / "attempt.ipynb", run_dir / ("failed.ipynb" if error else whole))
+    if not error:
+        (run_dir / "failed.ipynb").unlink(missing_ok=True)
+    write_json(run_dir / "status.json", status)
+    os.close(self.lock)
+    return status
 
 
+@patch
+def stop(self: Attempt) -> None:
+    "End the attempt; the run counts as interrupted."
+    self.process.stdin.close()
+    self.process.wait()
+    os.close(self.lock)
+
+# %% ../../nbs/many/attempt.ipynb #91e5a344
 def start(
     run: Run,  # to be executed
     notebook: str | Path,  # papermill reads it

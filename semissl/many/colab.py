@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
 from .grid import Run
 from .state import read_json, state_of, write_json
 from .work import Board, news_of, screen, work_through
@@ -61,7 +62,7 @@ def unpack(
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(part, place)
 
-
+# %% ../../nbs/many/colab.ipynb #b8b19ecb
 def remote() -> None:
     "On the runtime: work through the runs of the job on standard input, and keep packed copies of what is new."
     job = json.loads(sys.stdin.read())
@@ -112,66 +113,76 @@ class Runtime:
     "A Colab runtime, by Google's command-line client."
 
     session: str  # its name
+
     gpu: str  # "T4", "L4", "A100", ...; "" for none
+
     install: str  # what pip installs there
+
     every: float  # seconds between two looks
 
-    @property
-    # as its file interface has it, without the first /
-    def base(self) -> str:
-        return f"content/semissl-{self.session}"
 
-    def call(self, verb: str, *words: str, code: str | None = None) -> bool:
-        "One command of the client; FileNotFoundError without it."
+# as its file interface has it, without the first /
+@patch(as_prop=True)
+def base(self: Runtime) -> str:
+    return f"content/semissl-{self.session}"
+
+
+@patch
+def call(self: Runtime, verb: str, *words: str, code: str | None = None) -> bool:
+    "One command of the client; FileNotFoundError without it."
+    return (
+        subprocess.run(
+            ["colab", verb, "-s", self.session, *words], input=code, text=True, capture_output=True
+        ).returncode
+        == 0
+    )
+
+# %% ../../nbs/many/colab.ipynb #e800bfbf
+@patch
+def send(self: Runtime, name: str, content: bytes) -> bool:
+    "A file into the folder of the batch."
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, name).write_bytes(content)
+        return self.call("upload", str(Path(folder, name)), f"{self.base}/{name}")
+
+
+@patch
+def fetch(self: Runtime, name: str) -> bytes | None:
+    "A file from there; None when it does not come."
+    with tempfile.TemporaryDirectory() as folder:
         return (
-            subprocess.run(
-                ["colab", verb, "-s", self.session, *words], input=code, text=True, capture_output=True
-            ).returncode
-            == 0
+            Path(folder, name).read_bytes()
+            if self.call("download", f"{self.base}/{name}", str(Path(folder, name)))
+            else None
         )
 
-    def send(self, name: str, content: bytes) -> bool:
-        "A file into the folder of the batch."
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, name).write_bytes(content)
-            return self.call("upload", str(Path(folder, name)), f"{self.base}/{name}")
-
-    def fetch(self, name: str) -> bytes | None:
-        "A file from there; None when it does not come."
-        with tempfile.TemporaryDirectory() as folder:
-            return (
-                Path(folder, name).read_bytes()
-                if self.call("download", f"{self.base}/{name}", str(Path(folder, name)))
-                else None
-            )
-
-    def begin(self, runs: list[Run], notebook: str, cell_timeout: int, environment: dict) -> bool:
-        "A runtime that works on the runs; False when there is none to be had now."
-        job = dict(
-            folder=f"/{self.base}",
-            runs=[r.parameters | {"run_dir": f"runs/{r.slug}"} for r in runs],
-            notebook=notebook,
-            cell_timeout=cell_timeout,
-            environment=environment,
-            every=self.every,
-            install=self.install,
-        )
-        # fails where the session is there already
-        self.call("new", *(["--gpu", self.gpu] if self.gpu else []))
-        if not self.call("exec", code=f"import os; os.makedirs('/{self.base}', exist_ok=True)"):
+# %% ../../nbs/many/colab.ipynb #97256258
+@patch
+def begin(self: Runtime, runs: list[Run], notebook: str, cell_timeout: int, environment: dict) -> bool:
+    "A runtime that works on the runs; False when there is none to be had now."
+    job = dict(
+        folder=f"/{self.base}",
+        runs=[r.parameters | {"run_dir": f"runs/{r.slug}"} for r in runs],
+        notebook=notebook,
+        cell_timeout=cell_timeout,
+        environment=environment,
+        every=self.every,
+        install=self.install,
+    )
+    # fails where the session is there already
+    self.call("new", *(["--gpu", self.gpu] if self.gpu else []))
+    if not self.call("exec", code=f"import os; os.makedirs('/{self.base}', exist_ok=True)"):
+        return False
+    if Path(notebook).exists():
+        job["notebook"] = Path(notebook).name
+        if not self.send(job["notebook"], Path(notebook).read_bytes()):
             return False
-        if Path(notebook).exists():
-            job["notebook"] = Path(notebook).name
-            if not self.send(job["notebook"], Path(notebook).read_bytes()):
-                return False
-        sent = all(
-            self.send(f"{r.slug}.tar.gz", packed(r.run_dir)) for r in runs if state_of(r.run_dir) == "interrupted"
-        )
-        return (
-            sent
-            and self.send("job.json", json.dumps(job).encode())
-            and self.call("exec", "--timeout", "600", code=BEGIN.format(base=self.base))
-        )
+    sent = all(self.send(f"{r.slug}.tar.gz", packed(r.run_dir)) for r in runs if state_of(r.run_dir) == "interrupted")
+    return (
+        sent
+        and self.send("job.json", json.dumps(job).encode())
+        and self.call("exec", "--timeout", "600", code=BEGIN.format(base=self.base))
+    )
 
 # %% ../../nbs/many/colab.ipynb #b0000064
 def on_colab(
@@ -200,7 +211,7 @@ def on_colab(
 
     return work
 
-
+# %% ../../nbs/many/colab.ipynb #e56d0d5d
 def watch(
     there: Runtime,  # that works
     left: dict[str, Run],  # slug -> run not ended; what ends is taken out

@@ -33,7 +33,7 @@ def own_notebook() -> str:  # a path
         if p.exists()
     )
 
-
+# %% ../../nbs/many/command.ipynb #82b08d13
 def parser() -> argparse.ArgumentParser:
     "The options of `semissl-batch`."
     p = argparse.ArgumentParser(
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cpus", type=float, default=1.0, help="CPUs that a run takes on Ray (%(default)s)")
     return p
 
-
+# %% ../../nbs/many/command.ipynb #1d23e8d9
 def main(
     words: list[str] | None = None,  # options; None = those of the command line
 ) -> int:  # exit code

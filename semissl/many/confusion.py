@@ -55,7 +55,7 @@ def _counts(labels, predicted, K):
     np.add.at(counts, (labels[known], predicted[known]), 1)
     return counts
 
-
+# %% ../../nbs/many/confusion.ipynb #f2536569
 def _worst(counts, classes):
     "The most frequent mistake in words, or that there is none."
     mistakes = counts - np.diag(counts.diagonal())

@@ -73,7 +73,7 @@ def _draw_correlation(ax, correlation, classes, axes):
             )
     return _class_ticks(ax, classes, axes, most=20, size=9.5 if len(classes) <= 12 else 7.5)
 
-
+# %% ../../nbs/many/correlations.ipynb #1985ea84
 def _draw_pins(ax, same, different):
     "The colour scale from -1 to 1 with a pin for each of the two means."
     ax.imshow(np.linspace(-1, 1, 256)[None], cmap=CORRELATION, vmin=-1, vmax=1, extent=(-1, 1, 0, 1), aspect="auto")
@@ -139,7 +139,7 @@ def _core(points):
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     return points[np.argsort(distance[np.median(distance, axis=1).argmin()])[: len(points) // 2 + 1]]
 
-
+# %% ../../nbs/many/correlations.ipynb #60e8c0e7
 @rc_context(STYLE)
 def representation_map(
     xy: np.ndarray,  # (Q, 2) positions on the map

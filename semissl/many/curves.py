@@ -32,7 +32,7 @@ def _curve(ax, steps, values, colour=BLUE):
     ax.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
     ax.plot(steps, values.rolling(window, center=True, min_periods=1).mean().where(values.notna()), color=colour)
 
-
+# %% ../../nbs/many/curves.ipynb #1d188f34
 @rc_context(STYLE)
 def learning_curves(
     metrics: pd.DataFrame,  # one row per logged step: step, stage and any of the keys of CURVES
@@ -152,7 +152,7 @@ def accuracy_bars(
     ax.tick_params(length=0)
     return fig
 
-
+# %% ../../nbs/many/curves.ipynb #be0d7417
 def _duration(seconds):
     "Seconds as people say them."
     if seconds < 99.5:

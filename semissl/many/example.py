@@ -124,7 +124,7 @@ def told(per_class, seed, train, test, metrics, baselines):
         commit="example",
     )
 
-
+# %% ../../nbs/many/example.ipynb #a8852a80
 def stand_in(
     per_class: int,  # labels of each class
     seed: int,  # of the draw

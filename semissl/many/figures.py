@@ -55,7 +55,7 @@ def _figure_plan(run):
         else {}
     )
 
-
+# %% ../../nbs/many/figures.ipynb #157227bb
 def run_figures(
     run_dir: str | Path,  # a run directory, see `read_run`
 ) -> dict[str, Figure]:  # name -> figure, in reading order

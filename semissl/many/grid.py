@@ -76,7 +76,7 @@ def typed(
             f"expected {name} to be {wanted.__name__} like its default {default!r}, got {value!r}"
         ) from err
 
-
+# %% ../../nbs/many/grid.ipynb #01419124
 def columns(
     grid: dict,  # names and values
     defaults: dict,  # from `parameters_of`
@@ -131,7 +131,7 @@ def name_of(
         [*("-".join(words)[:80].strip("-_."),), hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:8]]
     ).lstrip("-")
 
-
+# %% ../../nbs/many/grid.ipynb #94210576
 def runs_of(
     grid: dict,  # names and values
     notebook: str | Path,  # whose parameters they are

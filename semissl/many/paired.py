@@ -75,7 +75,7 @@ def paired_gain(
         )
     return gain
 
-
+# %% ../../nbs/many/paired.ipynb #c94d83c6
 def gain_words(
     gain: Sequence[float],  # differences of accuracies, see `paired_gain`
 ) -> str:  # points are hundredths

@@ -34,7 +34,7 @@ def on_a_node(
     os.close(held)
     return read_json(run.run_dir / "status.json")
 
-
+# %% ../../nbs/many/ray.ipynb #9e2bded0
 def on_ray(
     address: str = "auto",  # of the cluster
     gpus: float = 0.0,  # that a run takes; half a one lets two share

@@ -62,7 +62,7 @@ def read_batch(
     ]
     return Batch(Path(root), dirs, table, names)
 
-
+# %% ../../nbs/many/report.ipynb #ad6e939c
 def typical_run(
     batch: Batch,  # with or without test accuracies
 ) -> Path:  # a run directory
@@ -167,7 +167,7 @@ def _html(block):
     )
     return table + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line and not line.startswith("|"))
 
-
+# %% ../../nbs/many/report.ipynb #3fa4fd3c
 def html_report(
     blocks: list,  # of `report_blocks`
     path: str | Path,  # of the page

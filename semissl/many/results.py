@@ -44,7 +44,7 @@ def row_of(
         | flat(read_json(run_dir / "result.json") or {})
     )
 
-
+# %% ../../nbs/many/results.ipynb #cdfbbfb8
 def collect(
     root: str | Path,  # of a batch
 ) -> "pandas.DataFrame":  # one row per run
@@ -83,6 +83,8 @@ document.querySelectorAll("th").forEach((th, i) => th.onclick = () => {{
 }});
 </script></html>
 """
+
+
 SHOWN = (
     "metrics.test_accuracy",
     "metrics.validation_accuracy",
@@ -91,7 +93,7 @@ SHOWN = (
     "cost.training_seconds",
 )
 
-
+# %% ../../nbs/many/results.ipynb #e7c911b2
 def page_cell(
     name: str,  # of the column
     value: object,  # of the row
@@ -120,7 +122,7 @@ def page_row(
     first = f'<a href="{run}/{books[0]}">{run}</a>' if books else run
     return f"<tr><td>{first}</td>" + "".join(page_cell(name, row.get(name)) for name in names) + "</tr>"
 
-
+# %% ../../nbs/many/results.ipynb #4dee9f28
 def page(
     table: "pandas.DataFrame",  # of `collect`
     root: Path,  # of the batch

@@ -40,7 +40,7 @@ def _portable(value):
         PurePath(part).name if part.strip().startswith(("/", "~", ".")) else part for part in value.split(",")
     )
 
-
+# %% ../../nbs/many/rows.ipynb #d0b007f6
 def result_row(
     result: dict,  # the contents of result.json
 ) -> dict:  # column -> text, number, bool or None

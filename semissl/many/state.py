@@ -43,7 +43,7 @@ def write_json(
     finally:
         beside.unlink(missing_ok=True)
 
-
+# %% ../../nbs/many/state.ipynb #0e361cb1
 def state_of(
     run_dir: Path,  # of a run
     data: dict[str, str] | None = None,  # what lies there now, see `FilesNamed`; None = not asked
@@ -93,7 +93,7 @@ def what_lies_at(
             )
     return total.hexdigest()[:16]
 
-
+# %% ../../nbs/many/state.ipynb #6f5dc4f7
 class FilesNamed(dict):
     "What lies at each path, asked once."
 

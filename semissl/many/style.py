@@ -23,10 +23,20 @@ from matplotlib.figure import Figure
 
 # %% ../../nbs/many/style.ipynb #0a00f732
 INK, GREY, PALE = "#22262b", "#6b7280", "#c9ced6"  # text; secondary text; what has no value
+
+
 BLUE, RED, GREEN = "#1f5fa8", "#c43d2f", "#1a8a5a"  # ours or right; wrong; a neighbour of the same class
+
+
 PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+
+
 MARKERS = "os^DvP<>XphH8d"
+
+
 WIDTH = 6.8  # inches; 544 pixels on a page: a notebook's column, and still read on a phone
+
+
 # matplotlib's own, and those beside it that know more letters
 FONTS = [
     "DejaVu Sans",
@@ -48,6 +58,8 @@ FONTS = [
         }
     ),
 ]
+
+# %% ../../nbs/many/style.ipynb #9c8df13c
 STYLE = {
     "figure.dpi": 80,
     "figure.facecolor": "white",
@@ -77,6 +89,8 @@ STYLE = {
     "xtick.major.size": 3,
     "ytick.major.size": 3,
 }
+
+
 CORRELATION = LinearSegmentedColormap.from_list(
     "correlation", ["#123a63", "#3f86b5", "#a9cde0", "#f8f6f1", "#f3b79b", "#d4603f", "#8c1d18"]
 ).with_extremes(bad=PALE)
@@ -119,7 +133,7 @@ def _note(fig, text):
         textwrap.fill(text, int(fig.get_figwidth() * 14.6)), x=0.012, ha="left", fontsize=9, color=GREY, linespacing=1.3
     )
 
-
+# %% ../../nbs/many/style.ipynb #0b5f424c
 def _figure(height, title, note="", width=WIDTH):
     "An empty figure outside pyplot's registry, size in inches: wrapped headline above, note below."
     fig = Figure(figsize=(width, height), layout="constrained")

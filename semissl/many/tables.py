@@ -49,7 +49,7 @@ def _lines(table, by, metric, method):
         name: (table, f"{key}_{metric}") for key, name in BASELINES.items() if f"{key}_{metric}" in table
     }
 
-
+# %% ../../nbs/many/tables.ipynb #2aa74a79
 @rc_context(STYLE)
 def accuracy_against_labels(
     table: pd.DataFrame,  # rows of one data source, see `results_table`
@@ -124,7 +124,7 @@ def _provenance(table):
     ]
     return "Mean ± standard deviation over n seeds; accuracies in percent; " + "; ".join(said) + "."
 
-
+# %% ../../nbs/many/tables.ipynb #c5668558
 def summary_table(
     table: pd.DataFrame,  # rows, see `results_table`
     by: str | Sequence[str] = ("data", "labels_per_class"),  # columns that make the groups

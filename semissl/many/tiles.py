@@ -42,7 +42,7 @@ def _tile_axes(rows, columns, title, note="", lines=0, head=0, largest=1.1):
     ax.set(xlim=(-0.04, columns * 1.08 - 0.04), ylim=(bottom, top), aspect="equal", anchor="W")
     return fig, ax, pitch
 
-
+# %% ../../nbs/many/tiles.ipynb #8b7c1517
 def _tile(ax, image, x, y, text="", frame=None, dashed=False, size=9):
     "Draw one image with its top left corner at (x, y), a coloured frame around it and text below."
     ax.imshow(image, extent=(x, x + 1, y + 1, y), aspect="equal")

@@ -29,7 +29,7 @@ def _checked(confidence, correct):
         raise ValueError(f"expected confidence from 0 to 1, got {confidence.min():.3g} to {confidence.max():.3g}")
     return confidence, correct
 
-
+# %% ../../nbs/many/trust.ipynb #ea284d97
 @rc_context(STYLE)
 def confidence_histogram(
     confidence: np.ndarray,  # (N,) probability of the predicted class, 0..1

@@ -44,7 +44,7 @@ def how_far(
     row = dict(zip(head.strip().split(","), rows[-1].strip().split(","))) if rows else {}
     return f"step {row['step']}, loss {float(row['loss']):.2f}" if {"step", "loss"} <= row.keys() else ""
 
-
+# %% ../../nbs/many/work.ipynb #8913ddd5
 @dataclass
 class Board:
     "The state of every run of a batch, as text."
@@ -162,7 +162,7 @@ def ended(
     one = board.running.pop(slug)
     return news_of(one.run, one.finish(), board)
 
-
+# %% ../../nbs/many/work.ipynb #956188e4
 def news_of(
     run: Run,  # that has ended
     status: dict,  # of it

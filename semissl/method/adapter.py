@@ -8,6 +8,7 @@ Docs: https://semissl.github.io/semissl/method/adapter.html.md"""
 __all__ = ['Basis', 'basis_dim', 'Adapter', 'kept_views']
 
 # %% ../../nbs/method/adapter.ipynb #bb2cc95d
+from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
 
@@ -24,35 +25,41 @@ class Basis(nn.Module):
         for name, shape in dict(mean=(width,), axes=(width, dim), scale=(), root=()).items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def unit(self, h: Tensor) -> Tensor:
-        h = h.float()
-        return nn.functional.normalize(torch.where(self.root > 0, h.clamp(min=0).sqrt(), h), dim=-1)
 
-    @torch.no_grad()
-    def fit(
-        self,
-        h: Tensor,  # (n, D) features of some training images, more rows than d
-    ) -> "Basis":
-        "Choose root, mean, axes and scale by these rows; ValueError where they are all the same."
-        self.root.fill_(float((h >= 0).all()))
-        u = self.unit(h)
-        self.mean.copy_(u.mean(0))
-        centred = (u - self.mean).double()
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(h))  # (D,) ascending, (D, D)
-        if values[-1] <= 1e-12:
-            raise ValueError(
-                "expected features that differ between images, got one and the same: the encoder's weights do not fit"
-            )
-        d = self.axes.shape[1]
-        axes = vectors[:, -d:].flip(1)
-        # a sign of each axis that does not depend on the library
-        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-        self.axes.copy_(axes)
-        self.scale.copy_((values[-d:].sum() / d).sqrt())
-        return self
+@patch
+def unit(self: Basis, h: Tensor) -> Tensor:
+    h = h.float()
+    return nn.functional.normalize(torch.where(self.root > 0, h.clamp(min=0).sqrt(), h), dim=-1)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return (self.unit(h) - self.mean) @ self.axes / self.scale
+# %% ../../nbs/method/adapter.ipynb #57b518b0
+@patch
+@torch.no_grad()
+def fit(
+    self: Basis,
+    h: Tensor,  # (n, D) features of some training images, more rows than d
+) -> "Basis":
+    "Choose root, mean, axes and scale by these rows; ValueError where they are all the same."
+    self.root.fill_(float((h >= 0).all()))
+    u = self.unit(h)
+    self.mean.copy_(u.mean(0))
+    centred = (u - self.mean).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(h))  # (D,) ascending, (D, D)
+    if values[-1] <= 1e-12:
+        raise ValueError(
+            "expected features that differ between images, got one and the same: the encoder's weights do not fit"
+        )
+    d = self.axes.shape[1]
+    axes = vectors[:, -d:].flip(1)
+    # a sign of each axis that does not depend on the library
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    self.axes.copy_(axes)
+    self.scale.copy_((values[-d:].sum() / d).sqrt())
+    return self
+
+
+@patch
+def forward(self: Basis, h: Tensor) -> Tensor:
+    return (self.unit(h) - self.mean) @ self.axes / self.scale
 
 
 def basis_dim(
@@ -93,7 +100,7 @@ class Adapter(nn.Module):
             return self.layers(x)
         return self.layers(x.flatten(0, 1)).view(*x.shape[:2], -1).mean(1)
 
-
+# %% ../../nbs/method/adapter.ipynb #3c74c0e5
 def kept_views(
     x: Tensor,  # (n, V, d) kept views of this process's images
     generator: torch.Generator,  # of the step, the same in every process

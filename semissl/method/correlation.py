@@ -71,7 +71,7 @@ def one_sided(form: str) -> Callable:
 
     return loss
 
-
+# %% ../../nbs/method/correlation.ipynb #82f0f4b6
 FORMS = {"two_sided": two_sided, "softmax": softmax, "sample": one_sided("sample"), "feature": one_sided("feature")}
 
 

@@ -137,7 +137,7 @@ def flat(module: nn.Module, _, out):
         out = out[0] if out[0].ndim > 2 else torch.stack(tuple(out)).mean(0)
     return out.flatten(2).mean(2) if out.ndim == 4 else out.mean(1) if out.ndim == 3 else out
 
-
+# %% ../../nbs/method/encoder.ipynb #7c307cd0
 def timm_encoder(
     name: str,  # see `plain_name`
     image_size: int = 224,  # side of the views S, pixels (vision transformers must know it)
@@ -229,7 +229,7 @@ def width(
         raise ValueError(f"expected representations of shape (2, D), got {tuple(out.shape)}")
     return out.shape[1]
 
-
+# %% ../../nbs/method/encoder.ipynb #df200218
 def check_encoder(
     net: nn.Module,  # an encoder, the user's own included
     image_size: int,  # side of the views S, pixels

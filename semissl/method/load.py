@@ -23,6 +23,8 @@ from .weights import Recipe, WHEELS, cached, in_order, of_torchvision, published
 # %% ../../nbs/method/load.ipynb #4bd9ed97
 # where programs put the weights in a file
 KEPT = ("state_dict_ema", "model_ema", "state_dict", "model", "network")
+
+
 CLASSIFIERS = ("fc.", "head.", "head_dist.", "classifier.", "head_fc.", "last_linear.")
 
 
@@ -55,7 +57,7 @@ def tensors(
         raise ValueError(f"expected a file of weights, got {path.name} without any")
     return found
 
-
+# %% ../../nbs/method/load.ipynb #84a11fac
 def named_like(
     wanted: dict[str, Tensor],  # state of an encoder
     found: dict[str, Tensor],  # from `tensors`
@@ -92,7 +94,7 @@ def named_like(
     ]
     return {k: here[k] for k in wanted if k in here}, said
 
-
+# %% ../../nbs/method/load.ipynb #a50e6b94
 def fits_better(
     found: dict[str, Tensor],  # from `tensors`
     name: str,  # of the encoder that they do not fit
@@ -120,7 +122,7 @@ def fits_better(
             fitting.append(other)
     return ", ".join(fitting[:3])
 
-
+# %% ../../nbs/method/load.ipynb #c4c1492a
 def load_strictly(
     net: nn.Module,  # an encoder; its weights are replaced
     path: Path,  # see `tensors`
@@ -164,7 +166,7 @@ def of_file(
         encoder=encoder, weights=path, licence="", why="asked for"
     )
 
-
+# %% ../../nbs/method/load.ipynb #c9ac59d5
 class Together(nn.Module):
     """Several encoders that look at the same images: their representations side by side, each with a mean absolute
     value of one."""
@@ -198,7 +200,7 @@ def together(
         encoder="+".join(r.encoder for r in recipes), size=min(r.size for r in recipes), licence=", ".join(licences)
     )
 
-
+# %% ../../nbs/method/load.ipynb #248450c0
 def ready(
     recipe: Recipe,  # from `recipe`
     image_size: int = 0,  # side of the views S, pixels; 0 = that of the weights

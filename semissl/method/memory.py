@@ -19,6 +19,8 @@ __all__ = ['SHARE', 'WORK', 'kept_bytes', 'free_bytes', 'piece_that_fits', 'in_p
 
 # %% ../../nbs/method/memory.ipynb #eefd546c
 SHARE = 0.5  # of the memory that is free when training begins
+
+
 WORK = 2.0  # what a step takes for each byte that it keeps: gradients, and room to compute in
 
 
@@ -49,7 +51,7 @@ def free_bytes(device: torch.device) -> int:
     "Memory that is free on a device now."
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
-
+# %% ../../nbs/method/memory.ipynb #f5a4021f
 def piece_that_fits(
     each: int,  # bytes for one image, from `kept_bytes`
     rows: int,  # images that go through the encoder in one step

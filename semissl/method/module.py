@@ -11,6 +11,7 @@ __all__ = ['one_hot', 'Rows', 'mixed_cross_entropy', 'SemiSSL']
 from dataclasses import replace
 from typing import Callable, NamedTuple
 
+from fastcore.basics import patch
 import pytorch_lightning as L
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class Rows(NamedTuple):
         "These rows, then others."
         return Rows(*map(torch.cat, zip(self, others)))
 
-
+# %% ../../nbs/method/module.ipynb #a408a47f
 def mixed_cross_entropy(
     logits: Tensor,  # (2N, K)
     rows: Rows,  # weight: the share that is left of an image
@@ -134,141 +135,163 @@ class SemiSSL(L.LightningModule):
         self.basis = self.answer = None  # on features: what they are made with, and the readers that answer
         self.last_h, self.card = None, {}  # card: what a reader of the checkpoint must know
 
-    def generator(self, step: int) -> torch.Generator:
-        "The randomness of a step, the same in every process: a function of seed and step alone."
-        # a CPU generator reads 32 bits
-        return torch.Generator(self.device).manual_seed((self.seed * 2654435761 + step) % 2**32)
+# %% ../../nbs/method/module.ipynb #c5a00d83
+@patch
+def generator(self: SemiSSL, step: int) -> torch.Generator:
+    "The randomness of a step, the same in every process: a function of seed and step alone."
+    # a CPU generator reads 32 bits
+    return torch.Generator(self.device).manual_seed((self.seed * 2654435761 + step) % 2**32)
 
-    @property
-    def part(self) -> tuple[int, int]:
-        "(rank, processes): which part of the whole batch this process has."
-        return self.global_rank, self._trainer.world_size if self._trainer else 1
 
-    def training_step(self, batch, batch_idx: int) -> dict[str, Tensor]:
-        "Views, one joint forward pass, the losses; returns `loss` and its parts."
-        stage, generator = self.stages.at(batch.step, self.total_steps), self.generator(batch.step)
-        images = (batch.labelled,) if self.objective is None and not self.taught else (batch.unlabelled, batch.labelled)
-        views, mix = [self.views(x, generator, self.part) for x in images if len(x)], None
-        if self.cutmix_p and len(batch.labelled):
-            views[-1], *mix = cutmix(views[-1], generator, self.cutmix_p, self.part)
-        # (2(U+L), 3, S, S): first views, then second
-        v = torch.cat([one[i] for i in (0, 1) for one in views])
-        h1, h2 = in_pieces(self.encoder, v, self.piece).float().chunk(2)  # (U+L, D) each
-        pseudo = (
-            None
-            if stage < 3 or self.taught and self.table is None
-            else self.told(batch.rows[: len(batch.unlabelled)])
-            if self.taught
-            else self.teach(batch.unlabelled, generator)
-        )
-        return self.losses(
-            h1,
-            h2,
-            batch.labels,
-            stage,
-            pseudo,
-            self.stages.ssl_weight(batch.step, self.total_steps),
-            mix,
-            batch.rows[-len(h1) :],
-        )
+@patch(as_prop=True)
+def part(self: SemiSSL) -> tuple[int, int]:
+    "(rank, processes): which part of the whole batch this process has."
+    return self.global_rank, self._trainer.world_size if self._trainer else 1
 
-    def teach_with(
-        self,
-        q: Tensor,  # (N, K) soft labels of all training images, from `propagate`
-    ) -> None:
-        "What stage 3 learns from until the next round."
-        self.table = q.to(self.device)
+# %% ../../nbs/method/module.ipynb #3804e9d4
+@patch
+def training_step(self: SemiSSL, batch, batch_idx: int) -> dict[str, Tensor]:
+    "Views, one joint forward pass, the losses; returns `loss` and its parts."
+    stage, generator = self.stages.at(batch.step, self.total_steps), self.generator(batch.step)
+    images = (batch.labelled,) if self.objective is None and not self.taught else (batch.unlabelled, batch.labelled)
+    views, mix = [self.views(x, generator, self.part) for x in images if len(x)], None
+    if self.cutmix_p and len(batch.labelled):
+        views[-1], *mix = cutmix(views[-1], generator, self.cutmix_p, self.part)
+    # (2(U+L), 3, S, S): first views, then second
+    v = torch.cat([one[i] for i in (0, 1) for one in views])
+    h1, h2 = in_pieces(self.encoder, v, self.piece).float().chunk(2)  # (U+L, D) each
+    pseudo = (
+        None
+        if stage < 3 or self.taught and self.table is None
+        else self.told(batch.rows[: len(batch.unlabelled)])
+        if self.taught
+        else self.teach(batch.unlabelled, generator)
+    )
+    return self.losses(
+        h1,
+        h2,
+        batch.labels,
+        stage,
+        pseudo,
+        self.stages.ssl_weight(batch.step, self.total_steps),
+        mix,
+        batch.rows[-len(h1) :],
+    )
 
-    def told(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        "Soft labels of some training images, and how sure each is."
-        q = self.table[rows.to(self.table.device)]
-        return q, sureness(q)
 
-    @torch.no_grad()
-    def teach(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        "Labels of the averaged model for weak views of unlabelled images, and their weights."
-        return self.pseudo_labels(self.ema(self.weak(images, generator, self.part)).float().softmax(1))
+@patch
+def teach_with(
+    self: SemiSSL,
+    q: Tensor,  # (N, K) soft labels of all training images, from `propagate`
+) -> None:
+    "What stage 3 learns from until the next round."
+    self.table = q.to(self.device)
 
-    def losses(
-        self,
-        h1: Tensor,
-        h2: Tensor,
-        labels: Tensor,
-        stage: int,
-        pseudo: tuple[Tensor, Tensor] | None = None,
-        ssl_weight: float = 1.0,
-        mix: list[Tensor] | None = None,
-        image: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms of the loss from the representations of two views; the last rows are the labelled ones, `mix` is
-        what `cutmix` did to them, `pseudo` is about the others (classes or soft labels, and weights), `image` says
-        which images they are (None: all different)."""
-        parts, U = {}, len(h1) - len(labels)
-        if image is None:
-            image = torch.arange(len(h1), device=h1.device) + self.global_rank * len(h1)
-        if self.objective is not None:
-            z1, z2 = self.projector(torch.cat([h1, h2])).float().chunk(2)  # (U+L, P) each
-            parts["ssl"] = self.objective(gather_rows(z1), gather_rows(z2))
-        labelled = Rows.of(h1[U:], h2[U:], labels, torch.ones_like(h1[U:, 0]) if mix is None else mix[1], image[U:])
-        logits = self.head(labelled.h).float()  # (2L, K)
-        parts["cross_entropy"] = mixed_cross_entropy(
-            logits, labelled, None if mix is None else gather_rows(labels[mix[0]].repeat(2))
-        )
-        loss = ssl_weight * parts.get("ssl", 0.0) + self.head_weight * parts["cross_entropy"]
-        correlated = labelled._replace(
-            y=one_hot(labelled.y, self.head.out_features), weight=labelled.weight * (labelled.y >= 0)
-        )
-        if pseudo is not None:
-            soft = pseudo[0] if pseudo[0].ndim == 2 else one_hot(pseudo[0], self.head.out_features)
-            taught = Rows.of(h1[:U], h2[:U], soft, pseudo[1], image[:U])
-            parts["pseudo_weight"] = taught.weight.mean()
-            parts["pseudo_cross_entropy"] = (
-                taught.weight
-                * torch.nn.functional.cross_entropy(self.head(taught.h).float(), taught.y, reduction="none")
-            ).mean()
-            loss = loss + self.pseudo_weight * parts["pseudo_cross_entropy"]
-            if self.pseudo_correlation:
-                correlated = correlated.joined(taught)
-        parts["correlation"] = correlation(
-            correlated.h, correlated.y, self.correlation_form, correlated.weight, correlated.image
-        )
-        loss = loss + (self.correlation_weight if stage >= 2 else 0.0) * parts["correlation"]
-        has_label = labelled.y >= 0
-        correct = ((logits.argmax(1) == labelled.y) & has_label).sum() / has_label.sum().clamp(min=1)
-        self.last_h = h1[:256].detach()  # for the collapse alarm
-        return {"loss": loss, **parts, "labelled_accuracy": correct}
+# %% ../../nbs/method/module.ipynb #f2fbc1b4
+@patch
+def told(self: SemiSSL, rows: Tensor) -> tuple[Tensor, Tensor]:
+    "Soft labels of some training images, and how sure each is."
+    q = self.table[rows.to(self.table.device)]
+    return q, sureness(q)
 
-    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
-        online = nn.Sequential(self.encoder, self.head)
-        if self._trainer and self._trainer.precision == "16-mixed":
-            self.ema.heal(online)
-            # it has no average: its statistics begin anew
-            for m in (self.projector or nn.Module()).modules():
-                if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                    m.running_mean.nan_to_num_(0, 0, 0), m.running_var.nan_to_num_(1, 1, 1)
-        self.ema.update(online, batch.step)
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["semissl"] = self.card | {"total_steps": self.total_steps}
+@patch
+@torch.no_grad()
+def teach(self: SemiSSL, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    "Labels of the averaged model for weak views of unlabelled images, and their weights."
+    return self.pseudo_labels(self.ema(self.weak(images, generator, self.part)).float().softmax(1))
 
-    # a budget of time may have changed it
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.total_steps = checkpoint["semissl"]["total_steps"]
+# %% ../../nbs/method/module.ipynb #4d834783
+@patch
+def losses(
+    self: SemiSSL,
+    h1: Tensor,
+    h2: Tensor,
+    labels: Tensor,
+    stage: int,
+    pseudo: tuple[Tensor, Tensor] | None = None,
+    ssl_weight: float = 1.0,
+    mix: list[Tensor] | None = None,
+    image: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The terms of the loss from the representations of two views; the last rows are the labelled ones, `mix` is
+    what `cutmix` did to them, `pseudo` is about the others (classes or soft labels, and weights), `image` says
+    which images they are (None: all different)."""
+    parts, U = {}, len(h1) - len(labels)
+    if image is None:
+        image = torch.arange(len(h1), device=h1.device) + self.global_rank * len(h1)
+    if self.objective is not None:
+        z1, z2 = self.projector(torch.cat([h1, h2])).float().chunk(2)  # (U+L, P) each
+        parts["ssl"] = self.objective(gather_rows(z1), gather_rows(z2))
+    labelled = Rows.of(h1[U:], h2[U:], labels, torch.ones_like(h1[U:, 0]) if mix is None else mix[1], image[U:])
+    logits = self.head(labelled.h).float()  # (2L, K)
+    parts["cross_entropy"] = mixed_cross_entropy(
+        logits, labelled, None if mix is None else gather_rows(labels[mix[0]].repeat(2))
+    )
+    loss = ssl_weight * parts.get("ssl", 0.0) + self.head_weight * parts["cross_entropy"]
+    correlated = labelled._replace(
+        y=one_hot(labelled.y, self.head.out_features), weight=labelled.weight * (labelled.y >= 0)
+    )
+    if pseudo is not None:
+        soft = pseudo[0] if pseudo[0].ndim == 2 else one_hot(pseudo[0], self.head.out_features)
+        taught = Rows.of(h1[:U], h2[:U], soft, pseudo[1], image[:U])
+        parts["pseudo_weight"] = taught.weight.mean()
+        parts["pseudo_cross_entropy"] = (
+            taught.weight * torch.nn.functional.cross_entropy(self.head(taught.h).float(), taught.y, reduction="none")
+        ).mean()
+        loss = loss + self.pseudo_weight * parts["pseudo_cross_entropy"]
+        if self.pseudo_correlation:
+            correlated = correlated.joined(taught)
+    parts["correlation"] = correlation(
+        correlated.h, correlated.y, self.correlation_form, correlated.weight, correlated.image
+    )
+    loss = loss + (self.correlation_weight if stage >= 2 else 0.0) * parts["correlation"]
+    has_label = labelled.y >= 0
+    correct = ((logits.argmax(1) == labelled.y) & has_label).sum() / has_label.sum().clamp(min=1)
+    self.last_h = h1[:256].detach()  # for the collapse alarm
+    return {"loss": loss, **parts, "labelled_accuracy": correct}
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K) of the averaged weights."
-        encoder, head = self.ema.model
-        x = self.prepare(images)
-        h = encoder(x).float()
-        logits = head(h).float()
-        return h, logits if self.answer is None else self.answer(h, x.mean(1), logits)
+# %% ../../nbs/method/module.ipynb #fffdf4da
+@patch
+def on_train_batch_end(self: SemiSSL, outputs, batch, batch_idx: int) -> None:
+    online = nn.Sequential(self.encoder, self.head)
+    if self._trainer and self._trainer.precision == "16-mixed":
+        self.ema.heal(online)
+        # it has no average: its statistics begin anew
+        for m in (self.projector or nn.Module()).modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                m.running_mean.nan_to_num_(0, 0, 0), m.running_var.nan_to_num_(1, 1, 1)
+    self.ema.update(online, batch.step)
 
-    def configure_optimizers(self) -> dict:
-        "AdamW without decay on vectors, the encoder at its own rate, the schedule of `learning_rate` once per step."
-        rates = [
-            (self.encoder, self.lr * self.encoder_lr),
-            *((m, self.lr) for m in (self.projector, self.head) if m is not None),
-        ]
-        optimizer = torch.optim.AdamW(parameter_groups(rates, self.weight_decay), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, self.total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+@patch
+def on_save_checkpoint(self: SemiSSL, checkpoint: dict) -> None:
+    checkpoint["semissl"] = self.card | {"total_steps": self.total_steps}
+
+
+# a budget of time may have changed it
+@patch
+def on_load_checkpoint(self: SemiSSL, checkpoint: dict) -> None:
+    self.total_steps = checkpoint["semissl"]["total_steps"]
+
+
+@patch
+def forward(self: SemiSSL, images: Tensor) -> tuple[Tensor, Tensor]:
+    "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K) of the averaged weights."
+    encoder, head = self.ema.model
+    x = self.prepare(images)
+    h = encoder(x).float()
+    logits = head(h).float()
+    return h, logits if self.answer is None else self.answer(h, x.mean(1), logits)
+
+# %% ../../nbs/method/module.ipynb #e8094f34
+@patch
+def configure_optimizers(self: SemiSSL) -> dict:
+    "AdamW without decay on vectors, the encoder at its own rate, the schedule of `learning_rate` once per step."
+    rates = [
+        (self.encoder, self.lr * self.encoder_lr),
+        *((m, self.lr) for m in (self.projector, self.head) if m is not None),
+    ]
+    optimizer = torch.optim.AdamW(parameter_groups(rates, self.weight_decay), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, self.total_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

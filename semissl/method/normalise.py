@@ -43,7 +43,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
 
-
+# %% ../../nbs/method/normalise.ipynb #36cf6aa0
 def globalise(
     model: nn.Module,  # changed in place; weights, buffers and their names stay
 ) -> nn.Module:  # the same model

@@ -227,7 +227,7 @@ def given_frequencies(
     prior = torch.tensor([table[c] for c in classes])
     return prior / prior.sum()
 
-
+# %% ../../nbs/method/propagate.ipynb #7f9aabc6
 def by_labels(
     y: Tensor,  # (N,) labels, -1 = unlabelled
     classes: int,  # K
@@ -244,7 +244,7 @@ def histogram(
     "What the nearest means make of all rows."
     return torch.bincount((u @ nn.functional.normalize(means, dim=1).T).argmax(1), minlength=len(means)) / len(u)
 
-
+# %% ../../nbs/method/propagate.ipynb #7b8ee780
 def estimate(
     h: Tensor,  # (N, D) representations
     y: Tensor,  # (N,) labels, -1 = unlabelled
@@ -281,7 +281,7 @@ def estimate(
     prior = torch.where(counts > 0, (start + kept * (found - start)).clamp(min=0.2 * start), 0)
     return Frequencies(prior / prior.sum(), deviation, float(kept))
 
-
+# %% ../../nbs/method/propagate.ipynb #bc2022f8
 def frequencies(
     h: Tensor,  # (N, D) representations
     y: Tensor,  # (N,) labels, -1 = unlabelled

@@ -8,6 +8,7 @@ Docs: https://semissl.github.io/semissl/method/pseudo.html.md"""
 __all__ = ['PseudoLabels']
 
 # %% ../../nbs/method/pseudo.ipynb #410ade75
+from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
 
@@ -42,35 +43,41 @@ class PseudoLabels(nn.Module):
         ).items():
             self.register_buffer(name, start)
 
-    def see(
-        self,
-        labels: Tensor,  # (N,) int64 labels of the training images, -1 = unlabelled
-    ) -> None:
-        "Learn the prior pi from the labels, one added to each class."
-        counts = torch.bincount(labels[labels >= 0], minlength=len(self.prior)) + 1.0
-        if self.alignment == "labels":
-            self.prior.copy_(counts / counts.sum())
 
-    def move(self, mean: Tensor, new: Tensor, d: Tensor) -> None:
-        "One step of a running mean; what is not finite (a teacher that overflowed in float16) does not enter it."
-        mean.lerp_(torch.where(new.isfinite(), new, mean), 1 - d)
+@patch
+def see(
+    self: PseudoLabels,
+    labels: Tensor,  # (N,) int64 labels of the training images, -1 = unlabelled
+) -> None:
+    "Learn the prior pi from the labels, one added to each class."
+    counts = torch.bincount(labels[labels >= 0], minlength=len(self.prior)) + 1.0
+    if self.alignment == "labels":
+        self.prior.copy_(counts / counts.sum())
 
-    @torch.no_grad()
-    def forward(
-        self,
-        p: Tensor,  # (U, K) probabilities
-    ) -> tuple[Tensor, Tensor]:  # (U,) int64 labels, (U,) weights from 0 to 1
-        "Align, take the most probable class, weigh it; the running means move first."
-        d = ((1 + self.seen) / (10 + self.seen)).clamp(max=self.decay)  # seen: t, batches before this one
-        self.seen += 1
-        if self.alignment != "none":
-            self.move(self.mean, gather_rows(p).mean(0), d)
-            p = p * self.prior / self.mean
-            p = p / p.sum(1, keepdim=True)
-        confidence, y = p.max(1)
-        if self.threshold:
-            return y, (confidence >= self.threshold).to(p.dtype)
-        everyone = gather_rows(confidence)
-        self.move(self.mu, everyone.mean(), d)
-        self.move(self.variance, everyone.var(unbiased=False), d)
-        return y, torch.exp(-2 * (confidence - self.mu).clamp(max=0) ** 2 / self.variance.clamp(min=1e-6))
+# %% ../../nbs/method/pseudo.ipynb #d59895d1
+@patch
+def move(self: PseudoLabels, mean: Tensor, new: Tensor, d: Tensor) -> None:
+    "One step of a running mean; what is not finite (a teacher that overflowed in float16) does not enter it."
+    mean.lerp_(torch.where(new.isfinite(), new, mean), 1 - d)
+
+
+@patch
+@torch.no_grad()
+def forward(
+    self: PseudoLabels,
+    p: Tensor,  # (U, K) probabilities
+) -> tuple[Tensor, Tensor]:  # (U,) int64 labels, (U,) weights from 0 to 1
+    "Align, take the most probable class, weigh it; the running means move first."
+    d = ((1 + self.seen) / (10 + self.seen)).clamp(max=self.decay)  # seen: t, batches before this one
+    self.seen += 1
+    if self.alignment != "none":
+        self.move(self.mean, gather_rows(p).mean(0), d)
+        p = p * self.prior / self.mean
+        p = p / p.sum(1, keepdim=True)
+    confidence, y = p.max(1)
+    if self.threshold:
+        return y, (confidence >= self.threshold).to(p.dtype)
+    everyone = gather_rows(confidence)
+    self.move(self.mu, everyone.mean(), d)
+    self.move(self.variance, everyone.var(unbiased=False), d)
+    return y, torch.exp(-2 * (confidence - self.mu).clamp(max=0) ** 2 / self.variance.clamp(min=1e-6))

@@ -17,7 +17,7 @@ from .weights import BEST, Recipe, cached, known_to_timm, published, reachable, 
 # %% ../../nbs/method/recipe.ipynb #f13e7759
 OFFLINE = "its published weights are not on this machine, and no network is there to bring them"
 
-
+# %% ../../nbs/method/recipe.ipynb #cd7ab7fb
 def recipe(
     encoder: str = "auto",  # "auto", or a name: of ENCODERS, a torchvision ResNet, a timm model
     weights: str = "auto",  # "auto", "none", or the path of a file or of a run

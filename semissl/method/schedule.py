@@ -12,6 +12,7 @@ import math
 from copy import deepcopy
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
 
@@ -30,37 +31,43 @@ class EMA(nn.Module):
             raise ValueError(f"expected an EMA decay in [0, 1), got {decay}")
         self.model, self.decay = deepcopy(model).requires_grad_(False).eval(), decay
 
-    @torch.no_grad()
-    def update(
-        self,
-        model: nn.Module,  # the model in training
-        step: int,  # t, updates made before this one
-    ) -> None:
-        "One step of the average, all tensors in one call."
-        d = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = [*self.model.parameters(), *self.model.buffers()], [*model.parameters(), *model.buffers()]
-        floats, others = ([i for i, t in enumerate(mine) if t.is_floating_point() == kind] for kind in (True, False))
-        torch._foreach_lerp_([mine[i] for i in floats], [theirs[i] for i in floats], 1 - d)
-        if others:
-            torch._foreach_copy_([mine[i] for i in others], [theirs[i] for i in others])
-
-    @torch.no_grad()
-    def heal(
-        self,
-        model: nn.Module,  # the model in training; its running statistics are changed in place
-    ) -> None:
-        """An overflow in float16 leaves running statistics infinite for good, though the step is skipped: they become
-        those of the average again, before it takes them in."""
-        for mine, theirs in zip(self.model.buffers(), model.buffers()):
-            if mine.is_floating_point():
-                theirs.copy_(torch.where(theirs.isfinite(), theirs, mine))
-
     # the average is only ever evaluated
     def train(self, mode: bool = True) -> nn.Module:
         return super().train(False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+
+@patch
+@torch.no_grad()
+def update(
+    self: EMA,
+    model: nn.Module,  # the model in training
+    step: int,  # t, updates made before this one
+) -> None:
+    "One step of the average, all tensors in one call."
+    d = min(self.decay, (1 + step) / (10 + step))
+    mine, theirs = [*self.model.parameters(), *self.model.buffers()], [*model.parameters(), *model.buffers()]
+    floats, others = ([i for i, t in enumerate(mine) if t.is_floating_point() == kind] for kind in (True, False))
+    torch._foreach_lerp_([mine[i] for i in floats], [theirs[i] for i in floats], 1 - d)
+    if others:
+        torch._foreach_copy_([mine[i] for i in others], [theirs[i] for i in others])
+
+# %% ../../nbs/method/schedule.ipynb #e6986a72
+@patch
+@torch.no_grad()
+def heal(
+    self: EMA,
+    model: nn.Module,  # the model in training; its running statistics are changed in place
+) -> None:
+    """An overflow in float16 leaves running statistics infinite for good, though the step is skipped: they become
+    those of the average again, before it takes them in."""
+    for mine, theirs in zip(self.model.buffers(), model.buffers()):
+        if mine.is_floating_point():
+            theirs.copy_(torch.where(theirs.isfinite(), theirs, mine))
+
+
+@patch
+def forward(self: EMA, x: Tensor) -> Tensor:
+    return self.model(x)
 
 # %% ../../nbs/method/schedule.ipynb #b9e79a81
 def learning_rate(

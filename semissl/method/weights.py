@@ -160,7 +160,7 @@ def answers(host: str, seconds: float) -> bool:
     except OSError:
         return False
 
-
+# %% ../../nbs/method/weights.ipynb #0ce17b71
 def reachable(
     host: str = "huggingface.co",  # where timm's weights are
     seconds: float = 3.0,  # that it may take to answer

@@ -54,7 +54,7 @@ def answers(
 # images, at most: the steps have a ceiling, and all of a million took more than 47 minutes on two cores
 LEARN_FROM = 200_000
 
-
+# %% ../../nbs/run/answer.ipynb #b27596bf
 def looked_at(
     task: Task,  # pixels
     most: int,  # training images; 0 = as many as are learnt from
@@ -71,7 +71,7 @@ def looked_at(
         .values
     )
 
-
+# %% ../../nbs/run/answer.ipynb #5188598f
 def seen_by(
     config: TrainConfig,  # encoder, weights, views and image_size are read
     task: Task,  # pixels

@@ -14,6 +14,8 @@ __all__ = ['LEAST', 'FEW', 'Shares', 'shares']
 
 # %% ../../nbs/run/budget.ipynb #06a169be
 LEAST = 60  # steps below which the batch is made smaller
+
+
 FEW = 30  # steps below which no soft labels join in: the average has not moved yet
 
 
@@ -26,7 +28,7 @@ class Shares(NamedTuple):
     labelled_batch_size: int  # labelled ones
     said: str  # in words
 
-
+# %% ../../nbs/run/budget.ipynb #7cd2c736
 def shares(
     seconds: float,  # of the budget
     gone: float,  # seconds that have gone already

@@ -62,7 +62,7 @@ def policies(
         strength: replace(policy(kind_of(config), strength), **own) for strength in ("view1", "view2", "weak", "none")
     }
 
-
+# %% ../../nbs/run/build.ipynb #5596d487
 def check_start(
     config: TrainConfig,  # weights: perhaps the directory of a run
 ) -> None:
@@ -81,7 +81,7 @@ def check_start(
             f"validation of this split, got {config.weights!r}: its labels may be among those that are left out here"
         )
 
-
+# %% ../../nbs/run/build.ipynb #9befaf73
 def build(
     config: TrainConfig,  # the whole of it
     classes: int,  # K

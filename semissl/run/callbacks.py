@@ -10,6 +10,7 @@ __all__ = ['FIT_LIVE', 'Loader', 'Budget', 'Propagate', 'seen_live', 'fitted_liv
 # %% ../../nbs/run/callbacks.ipynb #5b2f8c63
 import time
 
+from fastcore.basics import patch
 import pytorch_lightning as L
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -107,68 +108,80 @@ class Propagate(Callback):
             0.0,
         )
 
-    def state_dict(self) -> dict:
-        return {"done": self.done, "last": self.last}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.done, self.last = state["done"], state["last"]
+@patch
+def state_dict(self: Propagate) -> dict:
+    return {"done": self.done, "last": self.last}
 
-    @property
-    # seconds that the next ones will take
-    def ahead(self) -> float:
-        return max(0, self.times - self.done) * self.last
 
-    def due(self, module, step: int) -> int:
-        "How many should have been by a step."
-        if not self.times or module.stages.at(step, module.total_steps) < 3:
-            return 0
-        return 1 + int(self.times * module.stages.into_stage_3(step, module.total_steps))
+@patch
+def load_state_dict(self: Propagate, state: dict) -> None:
+    self.done, self.last = state["done"], state["last"]
 
-    def size(self, seen: int) -> int:
-        return min(self.most, max(2_000, seen // 8))  # of the graph
 
-    # fewer where a finished run is extended
-    def on_train_start(self, trainer, module):
-        self.done = min(self.done, self.due(module, trainer.global_step))
+# seconds that the next ones will take
+@patch(as_prop=True)
+def ahead(self: Propagate) -> float:
+    return max(0, self.times - self.done) * self.last
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        due, labels, balance, began = (
-            self.due(module, batch.step),
-            self.images.labels,
-            module.pseudo_labels,
-            time.perf_counter(),
-        )
-        if self.done >= due:
-            return
-        self.done = due
-        if not (labels >= 0).any():
-            return
-        rows = torch.cat(
-            [
-                (labels >= 0).nonzero()[:, 0],
-                spread_out(
-                    (labels < 0).nonzero()[:, 0],
-                    self.size(module.total_steps * len(batch.unlabelled) * trainer.world_size),
-                ),
-            ]
-        )
-        W = b = prior = None
-        if trainer.is_global_zero:  # one process, whose answer all take
-            with torch.autocast(module.device.type, enabled=False):
-                h = encode(module, self.images.images[rows], device=module.device)[0].to(module.device)
-                prior = frequencies(h, labels[rows], self.images.classes, self.how).prior
-                q = propagate(h, labels[rows], module.head.out_features, prior=prior)
-                W, b = fit_head(h, q)
-                live = fitted_live(module, self.images, rows, q)
-        W, b, prior, live = trainer.strategy.broadcast((W, b, prior, live if trainer.is_global_zero else None))
-        with torch.no_grad():
-            if prior is not None:
-                balance.prior.copy_(prior)
-            for head, weights in ((module.ema.model[1], (W, b)), (module.head, live)):
-                if weights is not None:
-                    head.weight.copy_(weights[0]), head.bias.copy_(weights[1])
-        self.last = time.perf_counter() - began
-        self.spent += self.last
+# %% ../../nbs/run/callbacks.ipynb #b368e0b1
+@patch
+def due(self: Propagate, module, step: int) -> int:
+    "How many should have been by a step."
+    if not self.times or module.stages.at(step, module.total_steps) < 3:
+        return 0
+    return 1 + int(self.times * module.stages.into_stage_3(step, module.total_steps))
+
+
+@patch
+def size(self: Propagate, seen: int) -> int:
+    return min(self.most, max(2_000, seen // 8))  # of the graph
+
+
+# fewer where a finished run is extended
+@patch
+def on_train_start(self: Propagate, trainer, module):
+    self.done = min(self.done, self.due(module, trainer.global_step))
+
+# %% ../../nbs/run/callbacks.ipynb #3688734a
+@patch
+def on_train_batch_start(self: Propagate, trainer, module, batch, batch_idx):
+    due, labels, balance, began = (
+        self.due(module, batch.step),
+        self.images.labels,
+        module.pseudo_labels,
+        time.perf_counter(),
+    )
+    if self.done >= due:
+        return
+    self.done = due
+    if not (labels >= 0).any():
+        return
+    rows = torch.cat(
+        [
+            (labels >= 0).nonzero()[:, 0],
+            spread_out(
+                (labels < 0).nonzero()[:, 0], self.size(module.total_steps * len(batch.unlabelled) * trainer.world_size)
+            ),
+        ]
+    )
+    W = b = prior = None
+    if trainer.is_global_zero:  # one process, whose answer all take
+        with torch.autocast(module.device.type, enabled=False):
+            h = encode(module, self.images.images[rows], device=module.device)[0].to(module.device)
+            prior = frequencies(h, labels[rows], self.images.classes, self.how).prior
+            q = propagate(h, labels[rows], module.head.out_features, prior=prior)
+            W, b = fit_head(h, q)
+            live = fitted_live(module, self.images, rows, q)
+    W, b, prior, live = trainer.strategy.broadcast((W, b, prior, live if trainer.is_global_zero else None))
+    with torch.no_grad():
+        if prior is not None:
+            balance.prior.copy_(prior)
+        for head, weights in ((module.ema.model[1], (W, b)), (module.head, live)):
+            if weights is not None:
+                head.weight.copy_(weights[0]), head.bias.copy_(weights[1])
+    self.last = time.perf_counter() - began
+    self.spent += self.last
 
 # %% ../../nbs/run/callbacks.ipynb #33270d43
 FIT_LIVE = 2000  # rows, at most, that the head in training is fitted to
@@ -198,7 +211,7 @@ def seen_live(
         m.alone = False
     return h
 
-
+# %% ../../nbs/run/callbacks.ipynb #af87afac
 def fitted_live(
     module: SemiSSL,  # in training
     images: ImageSet,  # of which

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Iterator
 
+from fastcore.basics import patch
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -90,63 +91,6 @@ class Checkpoints(Callback):
         )
         self.asked, self.saved, self.pause = False, time.monotonic(), self.EVERY  # a clock that never jumps
 
-    def on_load_checkpoint(self, trainer, module, checkpoint):
-        there, here = checkpoint["semissl"].get("config", {}), asdict(self.config)
-        differing = [
-            f"{k} {there[k]!r} there, {here.get(k)!r} here"
-            for k in there
-            if k not in ("run_dir", "wandb_project") and there[k] != here.get(k)
-        ]
-        seen, look = (card.get("sight") or {} for card in (checkpoint["semissl"], getattr(module, "card", {})))
-        # another machine may plan another look
-        differing += [
-            f"{k} of the look {seen.get(k)!r} there, {look.get(k)!r} here"
-            for k in sorted({*seen, *look})
-            if seen.get(k) != look.get(k)
-        ]
-        then, now = (card.get("data") or "" for card in (checkpoint["semissl"], getattr(module, "card", {})))
-        differing += [f"data {then} there, {now} here"] if then and now and then != now else []
-        if differing:
-            raise ValueError(
-                f"expected a checkpoint of the same configuration and data, got {str(self.path)!r} with "
-                f"{', '.join(differing)}"
-            )
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        # of dropout and the like
-        torch.manual_seed(
-            (self.config.seed * 2654435761 + batch.step * trainer.world_size + trainer.global_rank) % 2**63
-        )
-        if trainer.world_size > 1 and batch.step % 20:
-            return  # processes agree on the time, which takes some
-        if trainer.strategy.broadcast(self.asked or time.monotonic() - self.saved > self.pause):
-            self.save(trainer)
-        if self.asked:
-            raise KeyboardInterrupt
-
-    def on_train_epoch_end(self, trainer, module):
-        if self.epochs and (trainer.current_epoch + 1) % self.epochs == 0 and not trainer.should_stop:
-            self.save(trainer)
-
-    def on_train_end(self, trainer, module):
-        "The last checkpoint, by the processes that train: a notebook that has started several trains nothing itself."
-        module.card["peak_memory_mib"] = max(every_process(peak_memory() or 0.0))
-        self.save(trainer)
-
-    def on_exception(self, trainer, module, exception):
-        # Slurm and others ask first; Lightning has finished the step
-        if isinstance(exception, SIGTERMException):
-            self.save(trainer)
-
-    def save(self, trainer):
-        "Between two steps: the batch in hand has not been used."
-        if not self.path:
-            return
-        began, trainer.train_dataloader.step = time.monotonic(), trainer.global_step
-        trainer.save_checkpoint(self.path, weights_only=False)
-        self.saved = time.monotonic()
-        self.pause = max(self.EVERY, (self.saved - began) / self.SHARE)
-
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         "Ctrl-C finishes the step and keeps it, a second Ctrl-C does not wait; afterwards the signal is what it was."
@@ -175,3 +119,70 @@ class Checkpoints(Callback):
         finally:
             if mine:
                 signal.signal(signal.SIGINT, before)
+
+# %% ../../nbs/run/checkpoints.ipynb #f0af05f9
+@patch
+def on_load_checkpoint(self: Checkpoints, trainer, module, checkpoint):
+    there, here = checkpoint["semissl"].get("config", {}), asdict(self.config)
+    differing = [
+        f"{k} {there[k]!r} there, {here.get(k)!r} here"
+        for k in there
+        if k not in ("run_dir", "wandb_project") and there[k] != here.get(k)
+    ]
+    seen, look = (card.get("sight") or {} for card in (checkpoint["semissl"], getattr(module, "card", {})))
+    # another machine may plan another look
+    differing += [
+        f"{k} of the look {seen.get(k)!r} there, {look.get(k)!r} here"
+        for k in sorted({*seen, *look})
+        if seen.get(k) != look.get(k)
+    ]
+    then, now = (card.get("data") or "" for card in (checkpoint["semissl"], getattr(module, "card", {})))
+    differing += [f"data {then} there, {now} here"] if then and now and then != now else []
+    if differing:
+        raise ValueError(
+            f"expected a checkpoint of the same configuration and data, got {str(self.path)!r} with "
+            f"{', '.join(differing)}"
+        )
+
+
+@patch
+def on_train_batch_start(self: Checkpoints, trainer, module, batch, batch_idx):
+    # of dropout and the like
+    torch.manual_seed((self.config.seed * 2654435761 + batch.step * trainer.world_size + trainer.global_rank) % 2**63)
+    if trainer.world_size > 1 and batch.step % 20:
+        return  # processes agree on the time, which takes some
+    if trainer.strategy.broadcast(self.asked or time.monotonic() - self.saved > self.pause):
+        self.save(trainer)
+    if self.asked:
+        raise KeyboardInterrupt
+
+# %% ../../nbs/run/checkpoints.ipynb #b86022b1
+@patch
+def on_train_epoch_end(self: Checkpoints, trainer, module):
+    if self.epochs and (trainer.current_epoch + 1) % self.epochs == 0 and not trainer.should_stop:
+        self.save(trainer)
+
+
+@patch
+def on_train_end(self: Checkpoints, trainer, module):
+    "The last checkpoint, by the processes that train: a notebook that has started several trains nothing itself."
+    module.card["peak_memory_mib"] = max(every_process(peak_memory() or 0.0))
+    self.save(trainer)
+
+
+@patch
+def on_exception(self: Checkpoints, trainer, module, exception):
+    # Slurm and others ask first; Lightning has finished the step
+    if isinstance(exception, SIGTERMException):
+        self.save(trainer)
+
+
+@patch
+def save(self: Checkpoints, trainer):
+    "Between two steps: the batch in hand has not been used."
+    if not self.path:
+        return
+    began, trainer.train_dataloader.step = time.monotonic(), trainer.global_step
+    trainer.save_checkpoint(self.path, weights_only=False)
+    self.saved = time.monotonic()
+    self.pause = max(self.EVERY, (self.saved - began) / self.SHARE)

@@ -44,7 +44,7 @@ def chosen_encoder(
         return chosen
     return recipe(chosen.fewer)._replace(why="one of those at hand, for it is trained at every step")
 
-
+# %% ../../nbs/run/choose.ipynb #105feaa6
 def learns_on(
     config: TrainConfig,  # learn_on, encoder and weights are read
 ) -> str:  # "features" or "pixels"

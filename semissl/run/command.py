@@ -64,7 +64,7 @@ def parse(
     except (TypeError, ValueError) as err:
         refuse(str(err))
 
-
+# %% ../../nbs/run/command.ipynb #1bafc0cd
 def main(
     words: list[str] | None = None,  # options; None = those of the command line
 ) -> None:

@@ -67,7 +67,7 @@ def each_reader(
         said.append(model.answer.readers(h, x.mean(1).to(device), head(h).float()).cpu())
     return torch.cat(said, 1)
 
-
+# %% ../../nbs/run/compare.ipynb #02e60cec
 def plain_ways(
     task: Task,  # on features
 ) -> dict[str, tuple[torch.Tensor, float]]:  # probabilities of the test images and seconds, by name
@@ -108,7 +108,7 @@ def tuned_way(
         return {}
     return {"fine_tuning": (net.probabilities(task.test.pictures), time.perf_counter() - began)}
 
-
+# %% ../../nbs/run/compare.ipynb #38542640
 def measure_plain(
     p: torch.Tensor,  # (M, K) probabilities
     labels: torch.Tensor,  # (M,) of the test images
@@ -143,7 +143,7 @@ def train_again(
     train(again, config, task, recorder or Recorder(None), folder)
     return again
 
-
+# %% ../../nbs/run/compare.ipynb #a0e18516
 def baseline(
     name: str,  # "labels_only" or "ssl_then_probe"
     config: TrainConfig,  # of the run it is compared with

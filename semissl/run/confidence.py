@@ -42,7 +42,7 @@ def folds(
             turn[labels == k] = torch.arange(int((labels == k).sum())) % n
     return [turn == i for i in range(n)]
 
-
+# %% ../../nbs/run/confidence.ipynb #3dbc9e3b
 def calibrate(
     model: SemiSSL,  # trained
     config: TrainConfig,  # of its run
@@ -78,7 +78,7 @@ def calibrate(
         card["cross_validated_accuracy"] = accuracy(logits, y)
     return fit_temperature(logits, y)
 
-
+# %% ../../nbs/run/confidence.ipynb #ba7b61ad
 def calibrate_features(
     model: SemiSSL,  # trained; its mix is chosen here
     config: TrainConfig,  # of its run

@@ -143,7 +143,7 @@ GROUPS = (
     OutputFields,
 )
 
-
+# %% ../../nbs/run/config.ipynb #baf8da90
 @dataclass(frozen=True)
 class TrainConfig(
     OutputFields,
@@ -202,7 +202,11 @@ class TrainConfig(
 # %% ../../nbs/run/config.ipynb #4d85ba31
 # what the runs of one arm have in common
 CHOICES = [f.name for f in fields(TrainConfig) if f.name not in ("seed", "baselines", "run_dir", "wandb_project")]
+
+
 BIG = 2**31 - 1
+
+# %% ../../nbs/run/config.ipynb #cf9d4664
 RANGES = (
     [(n, 1, BIG) for n in ("rounds", "projector_dim", "projector_layers", "epochs", "batch_size", "devices", "nodes")]
     + [("labels_per_class", -1, BIG)]
@@ -244,7 +248,7 @@ RANGES = (
     ]
 )
 
-
+# %% ../../nbs/run/config.ipynb #a2431085
 def labels_asked(
     config: TrainConfig,  # labels_per_class and data are read
 ) -> int:  # labels a class; 0 = all

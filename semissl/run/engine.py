@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,37 +40,44 @@ class Looker(nn.Module):
     def train(self, mode: bool = True) -> nn.Module:
         return super().train(False)
 
-    def resize(
-        self,
-        images: Tensor,  # (N, 3, s, s) uint8
-    ) -> Tensor:  # (N, 3, S, S) uint8
-        "Images at the size of the look, as Pillow would resample them; large ones are averaged, not picked from."
-        if images.shape[-1] == self.size:
-            return images
-        x = images if images.device.type == "cpu" else images.float()  # a CPU has a fast way for bytes
-        x = nn.functional.interpolate(x, (self.size, self.size), mode=self.interpolation, antialias=True)
-        return x if x.dtype == torch.uint8 else x.round().clamp(0, 255).to(torch.uint8)
 
-    def encode(
-        self,
-        images: Tensor,  # (N, 3, S, S) uint8
-    ) -> Tensor:  # (N, D)
-        "What the encoder says of images that have their size."
-        return self.encoder((images.float() / 255 - self.mean) / self.std).float()
+@patch
+def resize(
+    self: Looker,
+    images: Tensor,  # (N, 3, s, s) uint8
+) -> Tensor:  # (N, 3, S, S) uint8
+    "Images at the size of the look, as Pillow would resample them; large ones are averaged, not picked from."
+    if images.shape[-1] == self.size:
+        return images
+    x = images if images.device.type == "cpu" else images.float()  # a CPU has a fast way for bytes
+    x = nn.functional.interpolate(x, (self.size, self.size), mode=self.interpolation, antialias=True)
+    return x if x.dtype == torch.uint8 else x.round().clamp(0, 255).to(torch.uint8)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encode(self.resize(images))
+# %% ../../nbs/run/engine.ipynb #941e032c
+@patch
+def encode(
+    self: Looker,
+    images: Tensor,  # (N, 3, S, S) uint8
+) -> Tensor:  # (N, D)
+    "What the encoder says of images that have their size."
+    return self.encoder((images.float() / 255 - self.mean) / self.std).float()
 
-    @property
-    def key(self) -> str:  # 16 hexadecimal digits
-        "Names what was seen with: weights, size, normalisation and resampling."
-        total = hashlib.sha256(json.dumps([self.size, self.interpolation]).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            total.update(
-                f"{name} {tuple(tensor.shape)}".encode()
-                + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
-        return total.hexdigest()[:16]
+
+@patch
+def forward(self: Looker, images: Tensor) -> Tensor:
+    return self.encode(self.resize(images))
+
+
+@patch(as_prop=True)
+def key(self: Looker) -> str:  # 16 hexadecimal digits
+    "Names what was seen with: weights, size, normalisation and resampling."
+    total = hashlib.sha256(json.dumps([self.size, self.interpolation]).encode())
+    for name, tensor in sorted(self.state_dict().items()):
+        total.update(
+            f"{name} {tuple(tensor.shape)}".encode()
+            + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return total.hexdigest()[:16]
 
 # %% ../../nbs/run/engine.ipynb #399c42d7
 # left and top (0 to 1 of what is left over), side, mirrored
@@ -156,7 +164,7 @@ def openvino_engine(
     look.name, look.block, look.resizes = f"OpenVINO {'bfloat16' if native else 'float32'}", 64, False
     return look
 
-
+# %% ../../nbs/run/engine.ipynb #f6b79ec0
 def torch_engine(
     looker: Looker,
     device: str,  # "cpu" or "cuda"
@@ -198,8 +206,10 @@ def torch_engine(
     look.block, look.resizes = (64, False) if device == "cpu" else (512, True)
     return look
 
-
+# %% ../../nbs/run/engine.ipynb #afde5056
 ENGINES = WeakKeyDictionary()  # OpenVINO's, by looker: compiling takes seconds
+
+
 REPAID = 1_000_000  # images from which compiling for a GPU is repaid, see `experiments/gpu`
 
 

@@ -239,7 +239,7 @@ def spread_out(
     "Evenly spread members of a list: a data set is often sorted."
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
-
+# %% ../../nbs/run/evaluate.ipynb #821e8a8d
 def evaluate(
     model: Callable,  # uint8 images -> representations and logits, see `encode`
     train: ImageSet,  # training images, labels -1 but for the labelled ones

@@ -28,7 +28,7 @@ def expected() -> tuple[tuple, ...]:
         for data, k, took, images, mean, deviation, n, device, beside in rows
     )
 
-
+# %% ../../nbs/run/expect.ipynb #b2fe3552
 def expectation(
     config: TrainConfig,  # data, labels_per_class, budget and what it learns on are read
 ) -> str:  # a line for each kind of data, or the one of the same data; "" for pixels without a budget

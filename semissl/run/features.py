@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,51 +39,57 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
         self.read()
 
-    def read(self) -> None:
-        "Look at the files again: another process may have added rows."
-        files = [self.folder / "rows.f16", self.folder / "names.bin"]
-        for f in files:
-            f.touch()
-        n = min(files[0].stat().st_size // (2 * self.width), files[1].stat().st_size // 16)
-        self.rows = (
-            np.memmap(files[0], np.float16, "r", shape=(n, self.width)) if n else np.empty((0, self.width), np.float16)
-        )
-        names = np.fromfile(files[1], "V16", count=n)
-        self.order = np.argsort(names)
-        self.names = names[self.order]
 
-    def find(
-        self,
-        names: np.ndarray,  # (N,) of 16 bytes
-    ) -> np.ndarray:  # (N,) rows; -1 = never seen
-        "Where the rows of these images are."
-        if not len(self.names):
-            return np.full(len(names), -1)
-        at = np.minimum(np.searchsorted(self.names, names), len(self.names) - 1)
-        return np.where(self.names[at] == names, self.order[at], -1)
+@patch
+def read(self: Kept) -> None:
+    "Look at the files again: another process may have added rows."
+    files = [self.folder / "rows.f16", self.folder / "names.bin"]
+    for f in files:
+        f.touch()
+    n = min(files[0].stat().st_size // (2 * self.width), files[1].stat().st_size // 16)
+    self.rows = (
+        np.memmap(files[0], np.float16, "r", shape=(n, self.width)) if n else np.empty((0, self.width), np.float16)
+    )
+    names = np.fromfile(files[1], "V16", count=n)
+    self.order = np.argsort(names)
+    self.names = names[self.order]
 
-    def add(
-        self,
-        names: np.ndarray,  # (n,) of 16 bytes
-        h: np.ndarray,  # (n, D)
-    ) -> None:
-        """More rows, after what a killed process has left torn is cut off; their names last: a row without its name
-        does not count. ValueError where a number is not finite."""
-        if not np.isfinite(h).all():
-            raise ValueError(
-                f"expected finite representations, got {int((~np.isfinite(h)).any(1).sum())} of {len(h)} images with "
-                f"others: the encoder's weights or its precision do not fit"
-            )
-        parts = (
-            (self.folder / "rows.f16", 2 * self.width, np.clip(h, -65504, 65504).astype(np.float16)),
-            (self.folder / "names.bin", 16, names),
+
+@patch
+def find(
+    self: Kept,
+    names: np.ndarray,  # (N,) of 16 bytes
+) -> np.ndarray:  # (N,) rows; -1 = never seen
+    "Where the rows of these images are."
+    if not len(self.names):
+        return np.full(len(names), -1)
+    at = np.minimum(np.searchsorted(self.names, names), len(self.names) - 1)
+    return np.where(self.names[at] == names, self.order[at], -1)
+
+# %% ../../nbs/run/features.ipynb #246cb0a0
+@patch
+def add(
+    self: Kept,
+    names: np.ndarray,  # (n,) of 16 bytes
+    h: np.ndarray,  # (n, D)
+) -> None:
+    """More rows, after what a killed process has left torn is cut off; their names last: a row without its name
+    does not count. ValueError where a number is not finite."""
+    if not np.isfinite(h).all():
+        raise ValueError(
+            f"expected finite representations, got {int((~np.isfinite(h)).any(1).sum())} of {len(h)} images with "
+            f"others: the encoder's weights or its precision do not fit"
         )
-        with one_at_a_time(self.folder / "adding"):
-            whole = min(path.stat().st_size // size for path, size, _ in parts)
-            for path, size, more in parts:
-                os.truncate(path, whole * size)
-                with open(path, "ab") as file:
-                    file.write(more.tobytes())
+    parts = (
+        (self.folder / "rows.f16", 2 * self.width, np.clip(h, -65504, 65504).astype(np.float16)),
+        (self.folder / "names.bin", 16, names),
+    )
+    with one_at_a_time(self.folder / "adding"):
+        whole = min(path.stat().st_size // size for path, size, _ in parts)
+        for path, size, more in parts:
+            os.truncate(path, whole * size)
+            with open(path, "ab") as file:
+                file.write(more.tobytes())
 
 
 def hand_back(pixels: Tensor) -> None:  # rows that were read
@@ -96,7 +103,7 @@ def hand_back(pixels: Tensor) -> None:  # rows that were read
     if length > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_PAGEOUT)
 
-
+# %% ../../nbs/run/features.ipynb #8efabac6
 def pixel_names(
     images: Tensor,  # (N, 3, s, s) uint8
     rows: np.ndarray | None = None,  # (n,) of them, rising; None = all
@@ -154,7 +161,7 @@ def look(
     fresh = look_at(images, names, looker, views, folder / key, rows=rows, device=device)
     return Seen([Kept(folder / key / v, looker.encoder.feature_dim) for v in views], names, views, key, fresh)
 
-
+# %% ../../nbs/run/features.ipynb #807266e7
 def look_at(
     images: Tensor,  # (N, 3, s, s) uint8
     names: np.ndarray,  # (n,) of 16 bytes, of all or of the rows
@@ -191,7 +198,7 @@ def look_at(
                     bar.update(len(part))
     return fresh
 
-
+# %% ../../nbs/run/features.ipynb #8c25c8bb
 def look_once(
     images: Tensor,  # (N, 3, s, s) uint8, N > 0
     looker: Looker,
@@ -209,7 +216,7 @@ def look_once(
         1,
     )
 
-
+# %% ../../nbs/run/features.ipynb #0c8ad6c4
 def look_together(
     images: Tensor,  # (N, 3, s, s) uint8
     looker: Looker,
@@ -236,7 +243,7 @@ def look_together(
         lambda fabric: own(fabric.global_rank, fabric.world_size, fabric.barrier)
     )
 
-
+# %% ../../nbs/run/features.ipynb #c31cdc13
 def cut(
     images: Tensor,  # (N, 3, s, s) uint8
     parts: list[np.ndarray],  # rows of each block

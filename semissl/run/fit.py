@@ -53,7 +53,7 @@ def check_processes(
             f"the kernel, or run semissl-train in a shell"
         )
 
-
+# %% ../../nbs/run/fit.ipynb #dcdbd331
 def fit(
     config: TrainConfig,  # all choices
     task: Task | None = None,  # images and labels; None = `load_task(config)`
@@ -86,7 +86,7 @@ def fit(
         check_processes(config)
         return run(config, task, draw, plot, run_dir, leader, identity_hash(identity), time.perf_counter() - began)
 
-
+# %% ../../nbs/run/fit.ipynb #da34f17f
 def finished(
     config: TrainConfig,  # of the run
     run_dir: Path,  # where it lies
@@ -255,7 +255,7 @@ def run(
         torch.distributed.barrier()
     return Result.read(run_dir)
 
-
+# %% ../../nbs/run/fit.ipynb #4b92f094
 def write_result(
     run_dir: Path,  # where to
     result: dict,  # the content of result.json

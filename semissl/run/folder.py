@@ -51,7 +51,7 @@ METRICS = (
     "cross_validated_accuracy",
 )
 
-
+# %% ../../nbs/run/folder.ipynb #909d6b01
 @dataclass(frozen=True)
 class Result:
     "A finished run: its directory and what `result.json` says."
@@ -89,7 +89,7 @@ class Result:
         model.load_state_dict(checkpoint["state_dict"], strict=True)
         return model.eval()
 
-
+# %% ../../nbs/run/folder.ipynb #3d8b2d30
 def write_json(
     path: Path,  # appears whole or not at all
     content: dict,  # what goes in
@@ -98,7 +98,7 @@ def write_json(
     with written_whole(path) as p:
         p.write_text(json.dumps(without_nan(content), indent=1, allow_nan=False), encoding="utf-8")
 
-
+# %% ../../nbs/run/folder.ipynb #d15f1c12
 def open_run_dir(
     config: TrainConfig,  # its run_dir is made when it is not there
     leader: bool = True,  # whether this process writes: of several one does
@@ -216,7 +216,7 @@ def claim(
             part.unlink()  # see `written_whole`
         yield
 
-
+# %% ../../nbs/run/folder.ipynb #7d147478
 def extend(
     run_dir: str | Path,  # of a finished run
     **longer,  # epochs or budget

@@ -53,7 +53,7 @@ def data_identity(
         else hashlib.sha256((pixel_hash(test) + json.dumps(test.labels.tolist())).encode()).hexdigest()[:16],
     )
 
-
+# %% ../../nbs/run/identity.ipynb #3bdec427
 def identity_hash(
     identity: dict,  # from `data_identity`
 ) -> str:  # 16 hexadecimal digits

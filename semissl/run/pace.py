@@ -51,7 +51,7 @@ def before_training(
 # what a budget may change, and a run that goes on keeps
 BEGUN_WITH = ("batch_size", "labelled_batch_size", "self_train_from", "baselines")
 
-
+# %% ../../nbs/run/pace.ipynb #cab17919
 def pace(
     config: TrainConfig,  # encoder and precision are read
     images: ImageSet,  # to train on
@@ -76,7 +76,7 @@ def pace(
         back = (time.perf_counter() - start) / len(views)
     return forward, back
 
-
+# %% ../../nbs/run/pace.ipynb #921bb771
 def in_time(
     config: TrainConfig,  # with a budget of time
     task: Task,  # on pixels

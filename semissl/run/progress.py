@@ -8,6 +8,7 @@ Docs: https://semissl.github.io/semissl/run/progress.html.md"""
 from __future__ import annotations
 
 import os, sys, time
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['clock', 'Line']
@@ -48,54 +49,60 @@ class Line:
             else "log"
         )
 
-    def show(
-        self,
-        share: float,  # 0 to 1, of all there is to do
-        text: str = "",  # what else there is to say
-        left: float | None = None,  # seconds; None = by the pace so far
-    ) -> None:
-        "Draw, unless that was done a moment ago."
-        now = time.monotonic()
-        if self.where == "nowhere" or share < 1 and now - self.drawn < self.every:
-            return
-        if self.where == "log" and (share >= 1 or int(share * 10) <= self.tenth):
-            return
-        self.drawn, self.tenth = now, int(share * 10)
-        if left is None:
-            left = (now - self.began) * (1 - share) / share if share else None
-        full = int(20 * share)
-        bar = "" if self.where == "log" else f"{'█' * full}{'░' * (20 - full)} "
-        self.write(
-            f"{self.what} {bar}{share:4.0%}"
-            + (f", {clock(left)} left" if left is not None and share < 1 else "")
-            + (f", {text}" if text else "")
+# %% ../../nbs/run/progress.ipynb #ff3ad2d2
+@patch
+def show(
+    self: Line,
+    share: float,  # 0 to 1, of all there is to do
+    text: str = "",  # what else there is to say
+    left: float | None = None,  # seconds; None = by the pace so far
+) -> None:
+    "Draw, unless that was done a moment ago."
+    now = time.monotonic()
+    if self.where == "nowhere" or share < 1 and now - self.drawn < self.every:
+        return
+    if self.where == "log" and (share >= 1 or int(share * 10) <= self.tenth):
+        return
+    self.drawn, self.tenth = now, int(share * 10)
+    if left is None:
+        left = (now - self.began) * (1 - share) / share if share else None
+    full = int(20 * share)
+    bar = "" if self.where == "log" else f"{'█' * full}{'░' * (20 - full)} "
+    self.write(
+        f"{self.what} {bar}{share:4.0%}"
+        + (f", {clock(left)} left" if left is not None and share < 1 else "")
+        + (f", {text}" if text else "")
+    )
+
+# %% ../../nbs/run/progress.ipynb #4fcb30de
+@patch
+def write(self: Line, line: str) -> None:
+    "Where this process is watched."
+    if self.where == "notebook":
+        from IPython.display import display
+
+        content = {"text/plain": line}
+        if self.handle is None:
+            self.handle = display(content, raw=True, display_id=True)
+        else:
+            self.handle.update(content, raw=True)
+    else:
+        print(
+            f"\r\x1b[K{line}" if self.where == "terminal" else line,
+            end="" if self.where == "terminal" else "\n",
+            file=sys.stderr,
+            flush=True,
         )
 
-    def write(self, line: str) -> None:
-        "Where this process is watched."
-        if self.where == "notebook":
-            from IPython.display import display
 
-            content = {"text/plain": line}
-            if self.handle is None:
-                self.handle = display(content, raw=True, display_id=True)
-            else:
-                self.handle.update(content, raw=True)
-        else:
-            print(
-                f"\r\x1b[K{line}" if self.where == "terminal" else line,
-                end="" if self.where == "terminal" else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def close(
-        self,
-        text: str,  # what stays to be read
-    ) -> None:
-        "One line afterwards: how long it took."
-        if self.where == "nowhere":
-            return
-        self.write(f"{self.what}: {clock(time.monotonic() - self.began)}{', ' + text if text else ''}")
-        if self.where == "terminal":
-            print(file=sys.stderr, flush=True)
+@patch
+def close(
+    self: Line,
+    text: str,  # what stays to be read
+) -> None:
+    "One line afterwards: how long it took."
+    if self.where == "nowhere":
+        return
+    self.write(f"{self.what}: {clock(time.monotonic() - self.began)}{', ' + text if text else ''}")
+    if self.where == "terminal":
+        print(file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ __all__ = ['READERS', 'MIXES', 'Answer', 'logistic', 'self_trained', 'weights_of
 import warnings
 from pathlib import Path
 
+from fastcore.basics import patch
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -25,6 +26,8 @@ from .sight import Sight
 
 # %% ../../nbs/run/readers.ipynb #24982567
 READERS = ("linear_head", "correlation", "logistic_regression", "self_training")
+
+
 # shares of READERS
 MIXES = {"all": (0.35, 0.35, 0.0, 0.3), "learnt": (0.5, 0.5, 0.0, 0.0), "plain": (0.0, 0.0, 1.0, 0.0)}
 
@@ -51,57 +54,65 @@ class Answer(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("mix", torch.tensor([1.0, 0, 0, 0]))  # the head alone, until `fit`
 
-    def readers(
-        self,
-        h: Tensor,  # (N, D) representations
-        x: Tensor,  # (N, d) features, the mean over views
-        logits: Tensor,  # (N, K) of the head
-    ) -> Tensor:  # (4, N, K) probabilities, in the order of READERS
-        "What each says."
-        u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
-        return torch.cat(
-            [torch.stack([logits, u @ self.means.T / self.tau]), x @ self.A.transpose(1, 2) + self.a[:, None]]
-        ).softmax(2)
+# %% ../../nbs/run/readers.ipynb #71952e0f
+@patch
+def readers(
+    self: Answer,
+    h: Tensor,  # (N, D) representations
+    x: Tensor,  # (N, d) features, the mean over views
+    logits: Tensor,  # (N, K) of the head
+) -> Tensor:  # (4, N, K) probabilities, in the order of READERS
+    "What each says."
+    u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
+    return torch.cat(
+        [torch.stack([logits, u @ self.means.T / self.tau]), x @ self.A.transpose(1, 2) + self.a[:, None]]
+    ).softmax(2)
 
-    def forward(self, h: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-        return (self.mix[:, None, None] * self.readers(h, x, logits)).sum(0).clamp(min=1e-12).log()
 
-    def apart(self, x: Tensor) -> Tensor:
-        "1 - cosine to the nearest class mean of the features, which no label has bent: (N,)."
-        return 1 - (nn.functional.normalize(x, dim=1) @ self.seen_means.T).max(1).values
+@patch
+def forward(self: Answer, h: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+    return (self.mix[:, None, None] * self.readers(h, x, logits)).sum(0).clamp(min=1e-12).log()
 
-    def familiarity(
-        self,
-        x: Tensor,  # (N, d) features, the mean over views
-    ) -> Tensor:  # (N,) from 0 to 1
-        """Share of the training images that are at least as far from every class as this one: 0 = further than any, so
-        perhaps none of the classes."""
-        return 1 - torch.searchsorted(self.distances, self.apart(x).contiguous()).clamp(max=200) / 200
 
-    @torch.no_grad()
-    def fit(
-        self,
-        h: Tensor,  # (N, D) representations of all training images
-        q: Tensor,  # (N, K) their soft labels
-        x: Tensor,  # (N, d) their features
-        y: Tensor,  # (N,) labels, -1 = unlabelled
-    ) -> "Answer":
-        "Class means of everything, both regressions; all four readers count from now on."
-        u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
-        m = q.T @ u
-        self.means.copy_(nn.functional.normalize(m - m.mean(1, keepdim=True), dim=1))
-        self.seen_means.copy_(nn.functional.normalize(q.T @ nn.functional.normalize(x, dim=1), dim=1))
-        self.distances.copy_(
-            torch.quantile(
-                self.apart(x[torch.linspace(0, len(x) - 1, min(len(x), 20_000)).long()]), torch.linspace(0, 1, 201)
-            )
+@patch
+def apart(self: Answer, x: Tensor) -> Tensor:
+    "1 - cosine to the nearest class mean of the features, which no label has bent: (N,)."
+    return 1 - (nn.functional.normalize(x, dim=1) @ self.seen_means.T).max(1).values
+
+
+@patch
+def familiarity(
+    self: Answer,
+    x: Tensor,  # (N, d) features, the mean over views
+) -> Tensor:  # (N,) from 0 to 1
+    """Share of the training images that are at least as far from every class as this one: 0 = further than any, so
+    perhaps none of the classes."""
+    return 1 - torch.searchsorted(self.distances, self.apart(x).contiguous()).clamp(max=200) / 200
+
+# %% ../../nbs/run/readers.ipynb #5cb28876
+@patch
+@torch.no_grad()
+def fit(
+    self: Answer,
+    h: Tensor,  # (N, D) representations of all training images
+    q: Tensor,  # (N, K) their soft labels
+    x: Tensor,  # (N, d) their features
+    y: Tensor,  # (N,) labels, -1 = unlabelled
+) -> "Answer":
+    "Class means of everything, both regressions; all four readers count from now on."
+    u = nn.functional.normalize(h - h.mean(1, keepdim=True), dim=1)
+    m = q.T @ u
+    self.means.copy_(nn.functional.normalize(m - m.mean(1, keepdim=True), dim=1))
+    self.seen_means.copy_(nn.functional.normalize(q.T @ nn.functional.normalize(x, dim=1), dim=1))
+    self.distances.copy_(
+        torch.quantile(
+            self.apart(x[torch.linspace(0, len(x) - 1, min(len(x), 20_000)).long()]), torch.linspace(0, 1, 201)
         )
-        for i, (A, a) in enumerate(
-            (logistic(x[y >= 0], y[y >= 0], len(self.means)), self_trained(x, y, len(self.means)))
-        ):
-            self.A[i], self.a[i] = A, a
-        self.mix.copy_(torch.tensor(MIXES["all"]))
-        return self
+    )
+    for i, (A, a) in enumerate((logistic(x[y >= 0], y[y >= 0], len(self.means)), self_trained(x, y, len(self.means)))):
+        self.A[i], self.a[i] = A, a
+    self.mix.copy_(torch.tensor(MIXES["all"]))
+    return self
 
 
 def logistic(
@@ -113,7 +124,7 @@ def logistic(
     "Logistic regression on features as they are; a class without a label is never predicted."
     return weights_of(LogisticRegression(C=C, max_iter=1000), x, y, classes)
 
-
+# %% ../../nbs/run/readers.ipynb #c37f8ebc
 def self_trained(
     x: Tensor,  # (N, d) features
     y: Tensor,  # (N,) labels, -1 = unlabelled

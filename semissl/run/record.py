@@ -15,6 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Callable
 
+from fastcore.basics import patch
 import torch
 from pytorch_lightning.callbacks import Callback
 
@@ -38,6 +39,8 @@ COLUMNS = (
     "pseudo_weight",
     "stage",
 )
+
+
 LOSSES = COLUMNS[4:-1]  # what a step returns
 
 
@@ -50,50 +53,58 @@ class MetricsFile:
     ):
         self.path, self.torn = path, False
 
-    def write(
-        self,
-        rows: list[dict],  # all of them, by COLUMNS
-    ) -> None:
-        "All rows, whole or not at all."
-        if not self.path:
-            return
-        with written_whole(self.path) as p, open(p, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+# %% ../../nbs/run/record.ipynb #e1f5799d
+@patch
+def write(
+    self: MetricsFile,
+    rows: list[dict],  # all of them, by COLUMNS
+) -> None:
+    "All rows, whole or not at all."
+    if not self.path:
+        return
+    with written_whole(self.path) as p, open(p, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
-    def append(
-        self,
-        row: dict,  # the next one
-    ) -> None:
-        "One more row, unless an earlier one is missing."
-        if not self.path or self.torn:
-            return
-        try:
-            with open(self.path, "a", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writerow(row)
-        except OSError as err:
-            self.torn = True
-            warnings.warn(
-                f"{self.path} could not be written ({err.strerror}): its rows are kept and written when training ends",
-                stacklevel=2,
-            )
 
-    def mend(
-        self,
-        rows: list[dict],  # all of them
-    ) -> None:
-        "Write what `append` could not."
-        if self.torn:
-            self.write(rows)
+@patch
+def append(
+    self: MetricsFile,
+    row: dict,  # the next one
+) -> None:
+    "One more row, unless an earlier one is missing."
+    if not self.path or self.torn:
+        return
+    try:
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+    except OSError as err:
+        self.torn = True
+        warnings.warn(
+            f"{self.path} could not be written ({err.strerror}): its rows are kept and written when training ends",
+            stacklevel=2,
+        )
 
-    def read(self) -> list[dict]:  # one dict per row, numbers as numbers
-        "The rows of the file; a last line without its end is being written and does not count."
-        lines = self.path.read_bytes().decode().splitlines(keepends=True)
-        return [
-            {k: (int if k in ("step", "epoch", "stage") else float)(v) for k, v in row.items()}
-            for row in csv.DictReader(line for line in lines if line.endswith("\n"))
-        ]
+# %% ../../nbs/run/record.ipynb #5a4b204d
+@patch
+def mend(
+    self: MetricsFile,
+    rows: list[dict],  # all of them
+) -> None:
+    "Write what `append` could not."
+    if self.torn:
+        self.write(rows)
+
+
+@patch
+def read(self: MetricsFile) -> list[dict]:  # one dict per row, numbers as numbers
+    "The rows of the file; a last line without its end is being written and does not count."
+    lines = self.path.read_bytes().decode().splitlines(keepends=True)
+    return [
+        {k: (int if k in ("step", "epoch", "stage") else float)(v) for k, v in row.items()}
+        for row in csv.DictReader(line for line in lines if line.endswith("\n"))
+    ]
 
 # %% ../../nbs/run/record.ipynb #12ee9cfd
 class Recorder(Callback):
@@ -125,106 +136,125 @@ class Recorder(Callback):
             time.perf_counter(),
         )
 
-    # travels in the checkpoint
-    def state_dict(self) -> dict:
-        return dict(rows=self.rows, pending=self.pending, seconds=self.elapsed)
 
-    def load_state_dict(self, state: dict) -> None:
-        self.rows, self.pending, self.earlier = state["rows"], state["pending"], state["seconds"]
+# travels in the checkpoint
+@patch
+def state_dict(self: Recorder) -> dict:
+    return dict(rows=self.rows, pending=self.pending, seconds=self.elapsed)
 
-    def on_fit_start(self, trainer, module):
-        "The file as the checkpoint knows it: rows after it are made again, a line that was cut is gone."
-        if trainer.is_global_zero:
-            self.file.write(self.rows)
-        if self.tracker:
-            self.tracker.replay(self.rows)
 
-    def on_train_start(self, trainer, module):
-        self.pending = [p.to(module.device) for p in self.pending]
-        self.began = time.perf_counter()
+@patch
+def load_state_dict(self: Recorder, state: dict) -> None:
+    self.rows, self.pending, self.earlier = state["rows"], state["pending"], state["seconds"]
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.pending.append(
-            torch.stack(
-                [
-                    outputs[k].detach().float() if k in outputs else outputs["loss"].new_zeros((), dtype=torch.float32)
-                    for k in LOSSES
-                ]
-            )
+# %% ../../nbs/run/record.ipynb #5539d21d
+@patch
+def on_fit_start(self: Recorder, trainer, module):
+    "The file as the checkpoint knows it: rows after it are made again, a line that was cut is gone."
+    if trainer.is_global_zero:
+        self.file.write(self.rows)
+    if self.tracker:
+        self.tracker.replay(self.rows)
+
+
+@patch
+def on_train_start(self: Recorder, trainer, module):
+    self.pending = [p.to(module.device) for p in self.pending]
+    self.began = time.perf_counter()
+
+
+@patch
+def on_train_batch_end(self: Recorder, trainer, module, outputs, batch, batch_idx):
+    self.pending.append(
+        torch.stack(
+            [
+                outputs[k].detach().float() if k in outputs else outputs["loss"].new_zeros((), dtype=torch.float32)
+                for k in LOSSES
+            ]
         )
-        if len(self.pending) >= self.every:
-            self.flush(trainer, module, batch.step)
+    )
+    if len(self.pending) >= self.every:
+        self.flush(trainer, module, batch.step)
 
-    @property
-    # seconds of training, those before a resumption included
-    def elapsed(self) -> float:
-        return self.earlier + time.perf_counter() - self.began
 
-    def on_train_epoch_end(self, trainer, module):
-        self.flush(trainer, module, trainer.global_step - 1)
-        self.look(module)  # once an epoch: it makes a GPU wait
-        if time.perf_counter() - self.plotted > self.plot_every:
-            self.show(trainer)
+# seconds of training, those before a resumption included
+@patch(as_prop=True)
+def elapsed(self: Recorder) -> float:
+    return self.earlier + time.perf_counter() - self.began
 
-    def on_train_end(self, trainer, module):
-        if trainer.is_global_zero:
-            self.file.mend(self.rows)
+# %% ../../nbs/run/record.ipynb #1c911753
+@patch
+def on_train_epoch_end(self: Recorder, trainer, module):
+    self.flush(trainer, module, trainer.global_step - 1)
+    self.look(module)  # once an epoch: it makes a GPU wait
+    if time.perf_counter() - self.plotted > self.plot_every:
         self.show(trainer)
 
-    def show(self, trainer):
-        "The live curves."
-        if not (self.plot and trainer.is_global_zero):
-            return
-        self.plot(self.rows)
-        self.plotted = time.perf_counter()
 
-    def flush(self, trainer, module, step):
-        "The pending steps as one row."
-        if not self.pending:
-            return
-        rows, n = torch.stack(self.pending), len(self.pending)
-        # float16 overflows now and then: such a step is skipped
-        good = (
-            rows[:, 0].isfinite() if trainer.precision == "16-mixed" else torch.ones_like(rows[:, 0], dtype=torch.bool)
-        )
-        *means, used = torch.cat([torch.where(good[:, None], rows, 0).sum(0) / good.sum(), good.sum()[None]]).tolist()
-        values, self.pending = dict(zip(LOSSES, means)), []
-        if used < n and used:
-            warnings.warn(
-                f"{n - used:.0f} of {n} steps before step {step} overflowed in float16 and were skipped: bf16-mixed "
-                f"or 32-true would not",
-                stacklevel=2,
-            )
-        if not isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"expected a finite loss, got {values['loss']} before step {step} of {module.total_steps}: lower lr "
-                f"({module.lr}) or use precision 32-true"
-            )
-        row = dict(
-            step=step,
-            epoch=trainer.current_epoch,
-            seconds=round(self.elapsed, 3),
-            lr=trainer.optimizers[0].param_groups[0]["lr"],
-            **values,
-            stage=module.stages.at(step, module.total_steps),
-        )
-        self.rows.append(row)
-        if trainer.is_global_zero:
-            self.file.append(row)
-        if self.tracker:
-            self.tracker.metrics(row)
+@patch
+def on_train_end(self: Recorder, trainer, module):
+    if trainer.is_global_zero:
+        self.file.mend(self.rows)
+    self.show(trainer)
 
-    def look(self, module):
-        "The collapse alarm, once."
-        h = module.last_h
-        message = (
-            collapse_warning(h.float().cpu(), n_classes=module.head.out_features)
-            if h is not None and len(h) > 1 and not self.warned
-            else ""
+
+@patch
+def show(self: Recorder, trainer):
+    "The live curves."
+    if not (self.plot and trainer.is_global_zero):
+        return
+    self.plot(self.rows)
+    self.plotted = time.perf_counter()
+
+# %% ../../nbs/run/record.ipynb #c62bdd33
+@patch
+def flush(self: Recorder, trainer, module, step):
+    "The pending steps as one row."
+    if not self.pending:
+        return
+    rows, n = torch.stack(self.pending), len(self.pending)
+    # float16 overflows now and then: such a step is skipped
+    good = rows[:, 0].isfinite() if trainer.precision == "16-mixed" else torch.ones_like(rows[:, 0], dtype=torch.bool)
+    *means, used = torch.cat([torch.where(good[:, None], rows, 0).sum(0) / good.sum(), good.sum()[None]]).tolist()
+    values, self.pending = dict(zip(LOSSES, means)), []
+    if used < n and used:
+        warnings.warn(
+            f"{n - used:.0f} of {n} steps before step {step} overflowed in float16 and were skipped: bf16-mixed "
+            f"or 32-true would not",
+            stacklevel=2,
         )
-        if message:
-            warnings.warn(message, stacklevel=2)
-        self.warned = self.warned or bool(message)
+    if not isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"expected a finite loss, got {values['loss']} before step {step} of {module.total_steps}: lower lr "
+            f"({module.lr}) or use precision 32-true"
+        )
+    row = dict(
+        step=step,
+        epoch=trainer.current_epoch,
+        seconds=round(self.elapsed, 3),
+        lr=trainer.optimizers[0].param_groups[0]["lr"],
+        **values,
+        stage=module.stages.at(step, module.total_steps),
+    )
+    self.rows.append(row)
+    if trainer.is_global_zero:
+        self.file.append(row)
+    if self.tracker:
+        self.tracker.metrics(row)
+
+# %% ../../nbs/run/record.ipynb #20e16b6f
+@patch
+def look(self: Recorder, module):
+    "The collapse alarm, once."
+    h = module.last_h
+    message = (
+        collapse_warning(h.float().cpu(), n_classes=module.head.out_features)
+        if h is not None and len(h) > 1 and not self.warned
+        else ""
+    )
+    if message:
+        warnings.warn(message, stacklevel=2)
+    self.warned = self.warned or bool(message)
 
 # %% ../../nbs/run/record.ipynb #f9c73fa3
 class Progress(Callback):

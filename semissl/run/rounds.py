@@ -11,6 +11,7 @@ __all__ = ['spread_labels', 'Rounds', 'Settle', 'Running']
 import time
 from collections.abc import Sequence
 
+from fastcore.basics import patch
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
@@ -54,46 +55,56 @@ class Rounds(Callback):
         # seconds so far, and to come: see `Budget`
         self.done, self.q, self.noise, self.spent, self.ahead = 0, None, None, 0.0, 0.0
 
-    def state_dict(self) -> dict:
-        return dict(done=self.done, q=self.q, noise=self.noise)
 
-    def load_state_dict(self, state: dict) -> None:
-        self.done, self.q, self.noise = state["done"], state["q"], state["noise"]
+@patch
+def state_dict(self: Rounds) -> dict:
+    return dict(done=self.done, q=self.q, noise=self.noise)
 
-    def due(self, step: int, total: int) -> int:
-        return 1 + min(self.times - 1, step * self.times // max(1, total))
+# %% ../../nbs/run/rounds.ipynb #25d2b9bf
+@patch
+def load_state_dict(self: Rounds, state: dict) -> None:
+    self.done, self.q, self.noise = state["done"], state["q"], state["noise"]
 
-    def on_train_start(self, trainer, module):
-        if self.q is None:
-            return
-        if len(self.q) != len(self.images):
-            raise ValueError(
-                f"expected soft labels of {len(self.images)} images in the checkpoint, got {len(self.q)}: it was "
-                f"written when others were looked at"
+
+@patch
+def due(self: Rounds, step: int, total: int) -> int:
+    return 1 + min(self.times - 1, step * self.times // max(1, total))
+
+
+@patch
+def on_train_start(self: Rounds, trainer, module):
+    if self.q is None:
+        return
+    if len(self.q) != len(self.images):
+        raise ValueError(
+            f"expected soft labels of {len(self.images)} images in the checkpoint, got {len(self.q)}: it was "
+            f"written when others were looked at"
+        )
+    module.teach_with(self.q)
+
+# %% ../../nbs/run/rounds.ipynb #00c66f8b
+@patch
+def on_train_batch_start(self: Rounds, trainer, module, batch, batch_idx):
+    if self.done >= (due := self.due(batch.step, module.total_steps)):
+        return
+    began = time.perf_counter()
+    if trainer.is_global_zero:  # one process, whose answer all take
+        x = self.images.images
+        with torch.autocast(module.device.type, enabled=False):
+            h = (
+                encode(module, x, device=module.device)[0].to(module.device)
+                if batch.step
+                else x.mean(1).to(module.device)
             )
-        module.teach_with(self.q)
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if self.done >= (due := self.due(batch.step, module.total_steps)):
-            return
-        began = time.perf_counter()
-        if trainer.is_global_zero:  # one process, whose answer all take
-            x = self.images.images
-            with torch.autocast(module.device.type, enabled=False):
-                h = (
-                    encode(module, x, device=module.device)[0].to(module.device)
-                    if batch.step
-                    else x.mean(1).to(module.device)
-                )
-                self.q, found = spread_labels(
-                    h, self.images.labels, self.images.classes, self.how, noise=self.noise, second=batch.step > 0
-                )
-                if not batch.step:
-                    self.noise = found.deviation
-        (self.q, self.noise), self.done = trainer.strategy.broadcast((self.q, self.noise)), due
-        module.teach_with(self.q)
-        self.ahead = (self.times - due) * (time.perf_counter() - began)
-        self.spent += time.perf_counter() - began
+            self.q, found = spread_labels(
+                h, self.images.labels, self.images.classes, self.how, noise=self.noise, second=batch.step > 0
+            )
+            if not batch.step:
+                self.noise = found.deviation
+    (self.q, self.noise), self.done = trainer.strategy.broadcast((self.q, self.noise)), due
+    module.teach_with(self.q)
+    self.ahead = (self.times - due) * (time.perf_counter() - began)
+    self.spent += time.perf_counter() - began
 
 # %% ../../nbs/run/rounds.ipynb #02f9b703
 class Settle(Callback):

@@ -61,7 +61,7 @@ def looker_of(
     size = image_size or chosen.size
     return Looker(ready(chosen, size, load), size, chosen.mean, chosen.std, chosen.interpolation)
 
-
+# %% ../../nbs/run/sight.ipynb #353881e3
 def sight_of(
     card: dict,  # `Sight.card`
     load: bool = True,  # False: weights come from elsewhere
@@ -99,7 +99,7 @@ class Pictures:
     def __getitem__(self, index) -> Tensor:
         return self.images[self.rows[index]]
 
-
+# %% ../../nbs/run/sight.ipynb #1f983609
 @dataclass(frozen=True, eq=False)
 class FeatureSet(ImageSet):
     """What was seen of images, with their labels and names: `images` is (N, V, d), `pictures` the pixels. ValueError
@@ -140,7 +140,7 @@ def on_basis(
     with torch.no_grad():
         return torch.cat([basis(torch.from_numpy(seen[slice(i, i + block)])) for i in range(0, len(seen), block)])
 
-
+# %% ../../nbs/run/sight.ipynb #fe27e713
 def featured(
     images: ImageSet,  # pixels
     sight: Sight,  # its basis is fitted here, where it is not yet
@@ -178,17 +178,21 @@ def native_bfloat16() -> bool:
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
 
-
+# %% ../../nbs/run/sight.ipynb #b33e43e8
 def quick_here() -> bool:
     "Whether this machine looks at hundreds of images of 224 pixels a second: a GPU, or such a processor with OpenVINO."
     return torch.cuda.is_available() or native_bfloat16() and importlib.util.find_spec("openvino") is not None
 
 
 MOST = 320  # seconds that the look at the training images may take, where no budget says otherwise
+
+
 # milliseconds an image on two cores without bfloat16, by size
 COST = dict(
     tf_efficientnet_lite0={160: 5.8, 192: 7.8, 224: 10.6}, tf_efficientnet_lite2={160: 7.0, 192: 11.2, 224: 16.9}
 )
+
+
 # share of that on two cores with it (of a sketch; not measured with this code), and on an H100 (`experiments/gpu`)
 QUICKER = dict(bfloat16=0.36, gpu=0.008)
 
@@ -207,7 +211,7 @@ def seconds_of(
     each = sum(cost[near] for cost in costs) * (size / near) ** 2
     return images * views * each / 1000 * (QUICKER["gpu"] if gpu else QUICKER["bfloat16"] if quick else 1)
 
-
+# %% ../../nbs/run/sight.ipynb #dcff39d8
 def plan(
     chosen: Recipe,
     images: int,  # how many will be looked at
@@ -232,7 +236,7 @@ def plan(
             return r, size, v, images
     return r, size, v, min(images, max(1000, int(seconds / each) - beside))
 
-
+# %% ../../nbs/run/sight.ipynb #ae78d925
 def new_sight(
     chosen: Recipe,
     images: int,  # how many will be looked at for training

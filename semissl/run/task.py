@@ -59,7 +59,7 @@ def with_a_label(
     )
     return test.select(known) if known.any() else None
 
-
+# %% ../../nbs/run/task.ipynb #e44b9f72
 def check_size(
     test: ImageSet,  # to be measured on
 ) -> None:
@@ -77,7 +77,7 @@ def check_size(
             f"{len(test)} test images tell an accuracy of 50 % from {low:.0%} to {high:.0%} only", stacklevel=3
         )
 
-
+# %% ../../nbs/run/task.ipynb #6af7bde9
 def load_task(
     config: TrainConfig,  # data, labels, split and image size are read from it
 ) -> Task:  # labels hidden

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from fastcore.basics import patch
 import psutil
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -55,38 +56,50 @@ class Threads(Callback):
             0.0,
         )
 
-    def on_train_start(self, trainer, module):
-        self.most, self.state = torch.get_num_threads(), "all"
-        self.watch = Neighbours() if self.most > 1 and module.device.type == "cpu" else None
-        self.begin()
+# %% ../../nbs/run/threads.ipynb #027cc0ea
+@patch
+def on_train_start(self: Threads, trainer, module):
+    self.most, self.state = torch.get_num_threads(), "all"
+    self.watch = Neighbours() if self.most > 1 and module.device.type == "cpu" else None
+    self.begin()
 
-    def begin(self) -> None:
-        self.steps, self.since = 0, time.monotonic()
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.steps += 1
-        passed = time.monotonic() - self.since
-        if self.watch is None or passed < self.every or self.steps < 2:
-            return
-        self.decide(self.steps / passed, self.watch.busy())
-        self.begin()
+@patch
+def begin(self: Threads) -> None:
+    self.steps, self.since = 0, time.monotonic()
 
-    def decide(
-        self,
-        pace: float,  # steps a second since the last look
-        busy: float,  # cores that others had
-    ) -> None:
-        "Try one thread beside a neighbour; stay there if it is faster and until the neighbour is gone."
-        if self.state == "all" and busy > self.crowded:
-            self.before, self.state = pace, "trying"
-        elif self.state == "trying":
-            self.state = "one" if pace > self.before else "refused"
-        elif self.state in ("one", "refused") and busy < self.crowded / 2:
-            self.state = "all"
-        torch.set_num_threads(1 if self.state in ("trying", "one") else self.most)
 
-    def on_train_end(self, trainer, module):
-        torch.set_num_threads(self.most)
+@patch
+def on_train_batch_end(self: Threads, trainer, module, outputs, batch, batch_idx):
+    self.steps += 1
+    passed = time.monotonic() - self.since
+    if self.watch is None or passed < self.every or self.steps < 2:
+        return
+    self.decide(self.steps / passed, self.watch.busy())
+    self.begin()
 
-    def on_exception(self, trainer, module, exception):
-        torch.set_num_threads(self.most)
+
+@patch
+def decide(
+    self: Threads,
+    pace: float,  # steps a second since the last look
+    busy: float,  # cores that others had
+) -> None:
+    "Try one thread beside a neighbour; stay there if it is faster and until the neighbour is gone."
+    if self.state == "all" and busy > self.crowded:
+        self.before, self.state = pace, "trying"
+    elif self.state == "trying":
+        self.state = "one" if pace > self.before else "refused"
+    elif self.state in ("one", "refused") and busy < self.crowded / 2:
+        self.state = "all"
+    torch.set_num_threads(1 if self.state in ("trying", "one") else self.most)
+
+# %% ../../nbs/run/threads.ipynb #8b963bc1
+@patch
+def on_train_end(self: Threads, trainer, module):
+    torch.set_num_threads(self.most)
+
+
+@patch
+def on_exception(self: Threads, trainer, module, exception):
+    torch.set_num_threads(self.most)

@@ -16,6 +16,7 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from fastcore.basics import patch
 from ..data.cache import written_whole
 from .config import TrainConfig
 
@@ -52,86 +53,100 @@ class Tracker:
         )
         self.guard(self.start, config, run_dir)
 
-    def start(self, config, run_dir):
-        import wandb
-        from pytorch_lightning.loggers import WandbLogger
+# %% ../../nbs/run/track.ipynb #37e0dd96
+@patch
+def start(self: Tracker, config, run_dir):
+    import wandb
+    from pytorch_lightning.loggers import WandbLogger
 
-        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
-        # of `wandb agent`
-        given = os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
-        if given or not self.path.exists():
-            self.keep(given or secrets.token_hex(4), finished=False)
-        settings = dict(
-            id=json.loads(self.path.read_text())["id"],
-            project=config.wandb_project,
-            save_dir=run_dir,
-            config=asdict(config),
-            settings=wandb.Settings(silent=True),
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+    # of `wandb agent`
+    given = os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
+    if given or not self.path.exists():
+        self.keep(given or secrets.token_hex(4), finished=False)
+    settings = dict(
+        id=json.loads(self.path.read_text())["id"],
+        project=config.wandb_project,
+        save_dir=run_dir,
+        config=asdict(config),
+        settings=wandb.Settings(silent=True),
+    )
+    try:
+        self.logger = WandbLogger(name=run_dir.name, **settings, mode=wandb_mode())
+        self.run = self.logger.experiment
+    except wandb.errors.CommError as err:
+        warnings.warn(f"W&B could not be reached ({err}): this run is written offline", stacklevel=2)
+        self.logger = WandbLogger(name=run_dir.name, **settings, mode="offline")
+        self.run = self.logger.experiment
+    self.there = self.run.step  # rows that W&B's server has already
+    if not getattr(self.run, "disabled", False) and self.run.settings.mode != "disabled":
+        print(
+            f"W&B: {self.run.url}"
+            if self.run.url
+            else f"W&B: offline; to upload: wandb sync {Path(self.run.dir).parent}"
         )
-        try:
-            self.logger = WandbLogger(name=run_dir.name, **settings, mode=wandb_mode())
-            self.run = self.logger.experiment
-        except wandb.errors.CommError as err:
-            warnings.warn(f"W&B could not be reached ({err}): this run is written offline", stacklevel=2)
-            self.logger = WandbLogger(name=run_dir.name, **settings, mode="offline")
-            self.run = self.logger.experiment
-        self.there = self.run.step  # rows that W&B's server has already
-        if not getattr(self.run, "disabled", False) and self.run.settings.mode != "disabled":
-            print(
-                f"W&B: {self.run.url}"
-                if self.run.url
-                else f"W&B: offline; to upload: wandb sync {Path(self.run.dir).parent}"
-            )
 
-    def keep(self, id: str, finished: bool) -> None:
-        with written_whole(self.path) as p:
-            p.write_text(json.dumps(dict(id=id, finished=finished)))
 
-    def guard(self, action, *args):
-        "Do it; an exception becomes one warning and the end of logging."
-        if self.broken:
-            return
-        try:
-            action(*args)
-        except Exception as err:
-            self.broken = True
-            warnings.warn(
-                f"W&B logging stopped ({type(err).__name__}: {err}); training goes on and metrics.csv is whole",
-                stacklevel=3,
-            )
+@patch
+def keep(self: Tracker, id: str, finished: bool) -> None:
+    with written_whole(self.path) as p:
+        p.write_text(json.dumps(dict(id=id, finished=finished)))
 
-    def replay(self, rows: list[dict]) -> None:
-        """The rows of a resumed run, then the end of the offline files that an earlier process left: they hold nothing
-        else."""
-        for row in rows:
-            self.metrics(row)
-        # a forked child has another run.dir and would take the live one for an old one
-        if os.getpid() == self.process:
-            self.guard(self.tidy)
+# %% ../../nbs/run/track.ipynb #aaa6b129
+@patch
+def guard(self: Tracker, action, *args):
+    "Do it; an exception becomes one warning and the end of logging."
+    if self.broken:
+        return
+    try:
+        action(*args)
+    except Exception as err:
+        self.broken = True
+        warnings.warn(
+            f"W&B logging stopped ({type(err).__name__}: {err}); training goes on and metrics.csv is whole",
+            stacklevel=3,
+        )
 
-    def tidy(self) -> None:
-        for old in self.path.parent.glob(f"wandb/offline-run-*-{self.run.id}*"):
-            if old.resolve() != Path(self.run.dir).parent.resolve():
-                shutil.rmtree(old)
 
-    def metrics(self, row: dict) -> None:
-        "The next row, unless W&B has it."
-        self.rows += 1
-        if self.rows > self.there:
-            self.guard(lambda: self.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"]))
+@patch
+def replay(self: Tracker, rows: list[dict]) -> None:
+    """The rows of a resumed run, then the end of the offline files that an earlier process left: they hold nothing
+    else."""
+    for row in rows:
+        self.metrics(row)
+    # a forked child has another run.dir and would take the live one for an old one
+    if os.getpid() == self.process:
+        self.guard(self.tidy)
 
-    def finish(self, result: dict, figures: dict) -> None:
-        "The result as the run's summary, the figures as images, and the end of the run."
 
-        def end():
-            import wandb
+@patch
+def tidy(self: Tracker) -> None:
+    for old in self.path.parent.glob(f"wandb/offline-run-*-{self.run.id}*"):
+        if old.resolve() != Path(self.run.dir).parent.resolve():
+            shutil.rmtree(old)
 
-            self.run.log({f"figures/{k}": wandb.Image(f) for k, f in figures.items()})
-            self.run.summary.update(
-                {"metrics": result["metrics"], "baselines": result["baselines"], "cost": result["cost"]}
-            )
-            self.tidy()
-            self.run.finish()
-            self.keep(self.run.id, finished=True)
 
-        self.guard(end)
+@patch
+def metrics(self: Tracker, row: dict) -> None:
+    "The next row, unless W&B has it."
+    self.rows += 1
+    if self.rows > self.there:
+        self.guard(lambda: self.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, row["step"]))
+
+# %% ../../nbs/run/track.ipynb #fd4ed4d9
+@patch
+def finish(self: Tracker, result: dict, figures: dict) -> None:
+    "The result as the run's summary, the figures as images, and the end of the run."
+
+    def end():
+        import wandb
+
+        self.run.log({f"figures/{k}": wandb.Image(f) for k, f in figures.items()})
+        self.run.summary.update(
+            {"metrics": result["metrics"], "baselines": result["baselines"], "cost": result["cost"]}
+        )
+        self.tidy()
+        self.run.finish()
+        self.keep(self.run.id, finished=True)
+
+    self.guard(end)

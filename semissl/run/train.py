@@ -57,7 +57,7 @@ class Fits(Callback):
                 f"{free / 2**30:.1f} GiB are free: they go through the encoder {module.piece} at a time"
             )
 
-
+# %% ../../nbs/run/train.ipynb #e92e3ac4
 class Alone(LightningEnvironment):
     """One process on one device: what a launcher left in the environment (Slurm's variables in a shell on a node, an
     old RANK) is not about it."""
@@ -89,7 +89,7 @@ class Compile(Callback):
         if not module.taught:
             compile_encoder(module, self.config)
 
-
+# %% ../../nbs/run/train.ipynb #366948f3
 def train(
     model: SemiSSL,  # its weights are trained
     config: TrainConfig,  # epochs, devices, precision and the batch are read
@@ -178,7 +178,7 @@ def train(
     model.trainer = trainer.fit_loop._combined_loader = None
     return time.perf_counter() - began
 
-
+# %% ../../nbs/run/train.ipynb #70ea5b7e
 def check_finished(
     path: Path,  # last.ckpt
 ) -> None:
@@ -213,7 +213,7 @@ def fitting(
     )
     return replace(config, weights="none")
 
-
+# %% ../../nbs/run/train.ipynb #8f16cecc
 def steps_of(config: TrainConfig, task: Task) -> int:
     """Optimizer steps of a run, BIG where time decides; ValueError for a batch larger than the data or a budget below
     one step."""

@@ -36,7 +36,7 @@ def as_plain(
 
 TRUTH = dict(true=True, yes=True, on=True, false=False, no=False, off=False) | {"1": True, "0": False}
 
-
+# %% ../../nbs/run/values.ipynb #c790a8a3
 def as_type(
     name: str,  # of the parameter
     wanted: type,  # of its default: str, int, float or bool

@@ -55,7 +55,7 @@ def picture_arrays(
         neighbour_labels=task.train.labels[labelled[near]].numpy(),
     )
 
-
+# %% ../../nbs/run/write.ipynb #4d78dc20
 def write_predictions(
     path: Path,  # of the CSV
     # "test" and "unlabelled", where there are some: the images and their (M, K) probabilities

@@ -164,7 +164,7 @@ def seed_of(
 # fields of TrainConfig that are about a run of train.ipynb
 UNREAD = {"test_data", "test_share", "labels", "validation_per_class"}
 
-
+# %% ../../nbs/use/classifier.ipynb #32b52975
 class FewLabelClassifier(Answers, BaseEstimator):
     """A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`,
     `TrainConfig` and `learn`."""

@@ -22,6 +22,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 from PIL import Image
@@ -127,91 +128,106 @@ class Labeller:
             f"{self.classes}, {self.labels.file.name})"
         )
 
-    @property
-    # neither labelled nor skipped
-    def todo(self) -> list[str]:
-        return [p for p in self.order if p not in self.table]
-
-    def take(self, rows: dict[str, str]) -> dict[str, str]:  # image -> class name
-        "The rows of the file as this source names its images; rows of others stay in the file."
-        if new := rows.keys() - self.where.keys():
-            self.where |= dict.fromkeys(new) | match_paths(rows, list(self.row), self.roots)
-        for name in sorted(set(rows.values()) - {""}):
-            self.add_class(name)
-        return {self.where[p]: name for p, name in rows.items() if self.where[p] is not None}
-
-    def put(self, changes: dict[str, str | None]) -> None:
-        "Decisions into the file, under the names that it has for these images."
-        written = {image: p for p, image in self.where.items() if image is not None}
-        self.table = self.take(self.labels.put({written.get(image, image): name for image, name in changes.items()}))
-
-    def add_class(self, name: str) -> None:
-        "One more class; known ones are no mistake, ValueError for one that a person would read as another."
-        if (name := check_name(name)) in self.classes:
-            return
-        if same := next((c for c in self.classes if alike([c, name])), None):
-            raise ValueError(
-                f"expected a class that differs from {same!r} in more than case or white space, got {name!r}"
-            )
-        self.classes.append(name)
-
-    def label(self, path: str | Path, name: Any) -> None:
-        'Give an image a class, "" to skip it; on disk when this returns.'
-        path, name = path.as_posix() if isinstance(path, Path) else path, "" if is_missing(name) else check_name(name)
-        if path not in self.row:
-            raise ValueError(f"expected a path of the images to label, got {path!r}")
-        if name:
-            self.add_class(name)
-        before = self.table.get(path)
-        self.put({path: name})
-        self.history.append((path, before, name))
-
-    def undo(self) -> str | None:
-        """Take back the last decision made here; the path, or None when there is none. A newer decision from elsewhere
-        stays."""
-        if not self.history:
-            return None
-        path, before, after = self.history.pop()
-        self.table = self.take(self.labels.read())
-        if self.table.get(path) == after:
-            self.put({path: before})
-        return path
-
-    def answer(
-        self,
-        by: Callable[[str], str] | str | Path,  # path -> class name, "" to skip; or a CSV path,label
-        n: int | None = None,  # how many images at most
-    ) -> Labeller:  # itself
-        """Label without a person what is still to be done; images that a CSV does not name stay as they are. One write
-        for all."""
-        known = None
-        if not callable(by):
-            table = read_labels(by)
-            known = {image: table[p] for p, image in match_paths(table, list(self.row), self.roots).items()}
-        todo = [p for p in self.todo if known is None or p in known][:n]
-        given = {}
-        for p in todo:
-            said = by(p) if known is None else known[p]
-            given[p] = "" if is_missing(said) else check_name(said)
-            if given[p]:
-                self.add_class(given[p])
-        self.put(given)
-        self.history += [(p, None, name) for p, name in given.items()]
-        return self
-
-    def number(self) -> Tensor:  # (N,) int64, -1 = no label; the classes in the order of `self.classes`
-        "The labels of all images, for training."
-        self.table = self.take(self.labels.read())
-        return torch.tensor([self.classes.index(self.table[p]) if self.table.get(p) else -1 for p in self.row])
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.widget)
-
     @cached_property
     def widget(self) -> Any:
         return widget_of(self)  # made when it is first shown
+
+# %% ../../nbs/use/labeller.ipynb #5d4aa4ce
+# neither labelled nor skipped
+@patch(as_prop=True)
+def todo(self: Labeller) -> list[str]:
+    return [p for p in self.order if p not in self.table]
+
+
+@patch
+def take(self: Labeller, rows: dict[str, str]) -> dict[str, str]:  # image -> class name
+    "The rows of the file as this source names its images; rows of others stay in the file."
+    if new := rows.keys() - self.where.keys():
+        self.where |= dict.fromkeys(new) | match_paths(rows, list(self.row), self.roots)
+    for name in sorted(set(rows.values()) - {""}):
+        self.add_class(name)
+    return {self.where[p]: name for p, name in rows.items() if self.where[p] is not None}
+
+
+@patch
+def put(self: Labeller, changes: dict[str, str | None]) -> None:
+    "Decisions into the file, under the names that it has for these images."
+    written = {image: p for p, image in self.where.items() if image is not None}
+    self.table = self.take(self.labels.put({written.get(image, image): name for image, name in changes.items()}))
+
+
+@patch
+def add_class(self: Labeller, name: str) -> None:
+    "One more class; known ones are no mistake, ValueError for one that a person would read as another."
+    if (name := check_name(name)) in self.classes:
+        return
+    if same := next((c for c in self.classes if alike([c, name])), None):
+        raise ValueError(f"expected a class that differs from {same!r} in more than case or white space, got {name!r}")
+    self.classes.append(name)
+
+# %% ../../nbs/use/labeller.ipynb #4de0b114
+@patch
+def label(self: Labeller, path: str | Path, name: Any) -> None:
+    'Give an image a class, "" to skip it; on disk when this returns.'
+    path, name = path.as_posix() if isinstance(path, Path) else path, "" if is_missing(name) else check_name(name)
+    if path not in self.row:
+        raise ValueError(f"expected a path of the images to label, got {path!r}")
+    if name:
+        self.add_class(name)
+    before = self.table.get(path)
+    self.put({path: name})
+    self.history.append((path, before, name))
+
+
+@patch
+def undo(self: Labeller) -> str | None:
+    """Take back the last decision made here; the path, or None when there is none. A newer decision from elsewhere
+    stays."""
+    if not self.history:
+        return None
+    path, before, after = self.history.pop()
+    self.table = self.take(self.labels.read())
+    if self.table.get(path) == after:
+        self.put({path: before})
+    return path
+
+# %% ../../nbs/use/labeller.ipynb #67a03a96
+@patch
+def answer(
+    self: Labeller,
+    by: Callable[[str], str] | str | Path,  # path -> class name, "" to skip; or a CSV path,label
+    n: int | None = None,  # how many images at most
+) -> Labeller:  # itself
+    """Label without a person what is still to be done; images that a CSV does not name stay as they are. One write
+    for all."""
+    known = None
+    if not callable(by):
+        table = read_labels(by)
+        known = {image: table[p] for p, image in match_paths(table, list(self.row), self.roots).items()}
+    todo = [p for p in self.todo if known is None or p in known][:n]
+    given = {}
+    for p in todo:
+        said = by(p) if known is None else known[p]
+        given[p] = "" if is_missing(said) else check_name(said)
+        if given[p]:
+            self.add_class(given[p])
+    self.put(given)
+    self.history += [(p, None, name) for p, name in given.items()]
+    return self
+
+
+@patch
+def number(self: Labeller) -> Tensor:  # (N,) int64, -1 = no label; the classes in the order of `self.classes`
+    "The labels of all images, for training."
+    self.table = self.take(self.labels.read())
+    return torch.tensor([self.classes.index(self.table[p]) if self.table.get(p) else -1 for p in self.row])
+
+
+@patch
+def _ipython_display_(self: Labeller) -> None:
+    from IPython.display import display
+
+    display(self.widget)
 
 # %% ../../nbs/use/labeller.ipynb #5b601b17
 def picture(

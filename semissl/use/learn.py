@@ -150,7 +150,7 @@ def only_seen(
     model.encoder.basis.load_state_dict(sight.basis.state_dict())
     return model
 
-
+# %% ../../nbs/use/learn.ipynb #151c4bb1
 def learn(
     config: TrainConfig,  # run_dir says where
     images: ImageSet,  # labels -1 but for the labelled ones

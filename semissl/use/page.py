@@ -67,7 +67,7 @@ const keys = () => document.querySelector(".semissl").focus({{ preventScroll: tr
 keys(); addEventListener("focus", keys)
 </script></body></html>"""
 
-
+# %% ../../nbs/use/page.ipynb #2bcbcc9a
 class Server(ThreadingHTTPServer):
     "Serves a labeller on this machine, to whoever knows the word."
 
@@ -105,7 +105,7 @@ class Server(ThreadingHTTPServer):
             respond(self.labeller, window, message)
             return dict(state=window.state(), reply=window.reply)
 
-
+# %% ../../nbs/use/page.ipynb #1f4f3eec
 class Answers(BaseHTTPRequestHandler):
     "GET / opens a window, POST /say is a message of one; anything else, and anyone without the word, is refused."
 
@@ -162,7 +162,7 @@ def asked(
     )
     return model.suggest(most)
 
-
+# %% ../../nbs/use/page.ipynb #1d10f916
 def main(
     words: list[str] | None = None,  # options; None = those of the command line
 ) -> None:

@@ -20,6 +20,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -94,42 +95,51 @@ class Predictor(nn.Module):
             self.register_buffer(name, torch.tensor(card[name]).view(1, 3, 1, 1), persistent=False)
         self.eval()
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.card["classes"])
 
-    @property
-    def image_size(self) -> int:
-        return self.card["image_size"]
+@patch(as_prop=True)
+def classes(self: Predictor) -> tuple[str, ...]:
+    return tuple(self.card["classes"])
 
-    @property
-    def fit(self) -> str:
-        return self.card["fit"]  # see `data.images.FITS`
 
-    def told(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
+@patch(as_prop=True)
+def image_size(self: Predictor) -> int:
+    return self.card["image_size"]
 
-    def of_many(
-        self,
-        images: Tensor,  # (N, 3, S, S) uint8, N > 0
-        folder: Path,  # where looks are kept, see `looks_folder`
-        # (N, D) representations, (N, K) logits, (N,) familiarity, on the CPU; no familiarity of a model trained on
-        # pixels
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`forward` of many images. A frozen encoder looks at those that were never looked at, so a model of the same
-        encoder answers for all of them in an instant."""
-        if self.answer is None:
-            return *encode(self, images, 256, self.mean.device), None
-        with torch.inference_mode():
-            h, x = self.encoder.of_many(images, folder)
-            return tuple(t.cpu() for t in (*self.told(h, x), self.answer.familiarity(x)))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K)."
-        if self.answer is not None:
-            return self.told(*self.encoder(images))
-        h = self.encoder((images.float() / 255 - self.mean) / self.std).float()
-        return h, self.head(h).float() / self.card["temperature"]
+@patch(as_prop=True)
+def fit(self: Predictor) -> str:
+    return self.card["fit"]  # see `data.images.FITS`
+
+# %% ../../nbs/use/predictor.ipynb #3318bbe6
+@patch
+def told(self: Predictor, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return h, self.answer(h, x, self.head(h).float()) / self.card["temperature"]
+
+
+@patch
+def of_many(
+    self: Predictor,
+    images: Tensor,  # (N, 3, S, S) uint8, N > 0
+    folder: Path,  # where looks are kept, see `looks_folder`
+    # (N, D) representations, (N, K) logits, (N,) familiarity, on the CPU; no familiarity of a model trained on
+    # pixels
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`forward` of many images. A frozen encoder looks at those that were never looked at, so a model of the same
+    encoder answers for all of them in an instant."""
+    if self.answer is None:
+        return *encode(self, images, 256, self.mean.device), None
+    with torch.inference_mode():
+        h, x = self.encoder.of_many(images, folder)
+        return tuple(t.cpu() for t in (*self.told(h, x), self.answer.familiarity(x)))
+
+
+@patch
+def forward(self: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
+    "uint8 images (N, 3, S, S) -> representations (N, D) and logits (N, K)."
+    if self.answer is not None:
+        return self.told(*self.encoder(images))
+    h = self.encoder((images.float() / 255 - self.mean) / self.std).float()
+    return h, self.head(h).float() / self.card["temperature"]
 
 # %% ../../nbs/use/predictor.ipynb #10401c87
 def read_checkpoint(
