@@ -85,7 +85,7 @@ def parameters(train: str, module: str) -> str:
 
 
 # in the table anyway, or no choice of the method
-TOLD = "data test_data labels_per_class epochs budget seed baselines run_dir wandb_project".split()
+TOLD = "confidence_threshold data test_data labels_per_class epochs budget seed baselines run_dir wandb_project".split()
 BEFORE = {"cutmix": "off", "refit": False, "propagate": 0}  # what rows did that are older than these fields
 
 

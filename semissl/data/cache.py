@@ -9,7 +9,8 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'WORTH_A_WORD', 'fingerprint', 'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off',
-           'one_at_a_time', 'drop_rows', 'write_cache', 'places_of', 'cached_files', 'written_whole']
+           'one_at_a_time', 'drop_rows', 'make_valid', 'write_cache', 'places_of', 'tell_place', 'cached_files',
+           'written_whole']
 
 # %% ../../nbs/data/cache.ipynb #50db64b4
 import contextlib
@@ -149,6 +150,18 @@ def drop_rows(
     out.flush()
     os.replace(short, file)
 
+# %% ../../nbs/data/cache.ipynb #da5dc9e8
+def make_valid(
+    folder: Path,  # from `cache_place`, with the rows in it
+    about: dict,  # what cache.json will say
+    tag: str,  # distinguishes unfinished files
+) -> None:
+    "The last step of a cache: from now on it is read, and what lay there before goes."
+    (folder / f"cache-{tag}.tmp").write_text(json.dumps(about))
+    os.replace(folder / f"cache-{tag}.tmp", folder / "cache.json")
+    for old in {*folder.glob("images-*.npy"), *folder.glob("unfinished-*")} - {folder / about["file"]}:
+        old.unlink(missing_ok=True)
+
 # %% ../../nbs/data/cache.ipynb #aa244718
 def write_cache(
     folder: Path,  # from `cache_place`
@@ -171,8 +184,7 @@ def write_cache(
     good = [k for k, i in enumerate(taken) if listing.entries[i].name not in bad]
     if bad:
         drop_rows(rows, np.array(good, dtype=np.int64))
-    file = f"images-{tag}.npy"
-    os.replace(rows, folder / file)
+    os.replace(rows, folder / (file := f"images-{tag}.npy"))
     about = {
         "stamp": stamp,
         "file": file,
@@ -188,16 +200,10 @@ def write_cache(
         "told": listing.told,
         "dark": dark,
     }
-    (folder / f"cache-{tag}.tmp").write_text(json.dumps(about))
-    os.replace(folder / f"cache-{tag}.tmp", folder / "cache.json")
-    for old in {*folder.glob("images-*.npy"), *folder.glob("unfinished-*")} - {folder / file}:
-        old.unlink(missing_ok=True)
+    make_valid(folder, about, tag)
     return about
 
 # %% ../../nbs/data/cache.ipynb #b2ecdd3c
-WORTH_A_WORD = 2**20  # bytes of decoded images from which their place is told
-
-
 def places_of(
     files: Sequence[Path],  # one folder, or archives
 ) -> list[Path]:  # folders of decoded copies of this source, of any size and part
@@ -213,6 +219,21 @@ def places_of(
         for p, part, size in parts
         if p in [cache_place(files, 0 if size == "native" else int(size), part, True, fit) for fit in FITS]
     )
+
+# %% ../../nbs/data/cache.ipynb #14126598
+WORTH_A_WORD = 2**20  # bytes of decoded images from which their place is told
+
+
+def tell_place(
+    folder: Path,  # where the decoded images are kept
+    size: int,  # of them, bytes
+) -> None:
+    "Whose disk is used is told, when it is worth a word."
+    if size >= WORTH_A_WORD:
+        print(
+            f"{size / 2**20:,.0f} MiB of decoded images are kept in {folder} "
+            f"(SEMISSL_CACHE names another place, `semissl.data.clear_cache` removes them)"
+        )
 
 # %% ../../nbs/data/cache.ipynb #e9f5f082
 def cached_files(
@@ -240,22 +261,11 @@ def cached_files(
             warnings.simplefilter("ignore")  # damage was reported above
             found = read_cache(folder, stamp)
         if not found:
-            found = write_cache(
-                folder,
-                stamp,
-                listing or list_source(files),
-                part,
-                size,
-                workers,
-                stamp if held else f"{stamp}-{os.getpid()}",
-                fit,
-            )
+            tag = stamp if held else f"{stamp}-{os.getpid()}"
+            found = write_cache(folder, stamp, listing or list_source(files), part, size, workers, tag, fit)
             found["pixels"] = np.load(folder / found["file"], mmap_mode="c")
-            if cache and found["pixels"].nbytes >= WORTH_A_WORD:
-                print(
-                    f"{found['pixels'].nbytes / 2**20:,.0f} MiB of decoded images are kept in {folder.parent} "
-                    f"(SEMISSL_CACHE names another place, `semissl.data.clear_cache` removes them)"
-                )
+            if cache:
+                tell_place(folder.parent, found["pixels"].nbytes)
         if not cache:
             found["pixels"] = np.array(found["pixels"])
         return found

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 from torch import Tensor
@@ -59,11 +60,6 @@ class ImageSet:
             self, images=self.images[rows], labels=self.labels[rows], paths=tuple(self.paths[i] for i in rows.tolist())
         )
 
-    def class_counts(self) -> dict[str, int]:  # class name -> number of labelled images
-        "How many labelled images each class has."
-        counts = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
-        return dict(zip(self.classes, counts.tolist()))
-
 # %% ../../nbs/data/images.ipynb #ad87221d
 def check_images(
     images: ImageSet,  # what is about to be trusted
@@ -78,6 +74,13 @@ def check_images(
         raise ValueError(f"expected {n} paths, got {len(images.paths)}")
     if n and not -1 <= int(y.min()) <= int(y.max()) < len(images.classes):
         raise ValueError(f"expected labels from -1 to {len(images.classes) - 1}, got {int(y.min())} to {int(y.max())}")
+
+
+@patch
+def class_counts(self: ImageSet) -> dict[str, int]:  # class name -> number of labelled images
+    "How many labelled images each class has."
+    counts = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
+    return dict(zip(self.classes, counts.tolist()))
 
 # %% ../../nbs/data/images.ipynb #aeba9dc0
 def as_array(

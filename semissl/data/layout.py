@@ -18,8 +18,8 @@ from .decode import SUFFIXES
 from .files import Entry, is_image_name, list_folder, list_zip
 
 # %% auto #0
-__all__ = ['PARTS', 'part_of', 'outer_folder', 'parts_in', 'place', 'check_classes', 'MissingPart', 'Listing', 'list_source',
-           'unique_names']
+__all__ = ['PARTS', 'part_of', 'outer_folder', 'parts_in', 'place', 'check_classes', 'MissingPart', 'Listing', 'list_files',
+           'no_image', 'settled', 'list_source', 'unique_names']
 
 # %% ../../nbs/data/layout.ipynb #e97fe6b0
 PARTS = dict(
@@ -121,11 +121,11 @@ class Listing(NamedTuple):
     aside: dict[str, int]  # number of other files, by suffix
     told: str  # what a name was taken for, where that is not plain; "" when all is
 
-# %% ../../nbs/data/layout.ipynb #d32d97c7
-def list_source(
+# %% ../../nbs/data/layout.ipynb #ec2f4275
+def list_files(
     files: Sequence[Path],  # one folder, or one or several archives
-) -> Listing:  # the images in sorted order over the joined files
-    "List, interpret and check. ValueError when there is no image at all."
+) -> tuple[list[tuple[Entry, str]], list[str], Counter]:  # images with their names, folders, other files by suffix
+    "What lies in the files, outer folders removed."
     rows, folders, aside, loose = [], [], Counter(), []
     for file in files:
         found = list_zip(file) if file.is_file() else list_folder(file)
@@ -140,36 +140,50 @@ def list_source(
             if name.startswith(outer) and len(name) > len(outer) and not is_image_name(name)
         ]
         aside.update(found.aside)
+    # cats.zip and dogs.zip, not takeout-1.zip and takeout-2.zip
+    named = len(files) > 1 and len(loose) == len(files) and len({re.sub(r"\d", "", stem) for stem in loose}) > 1
+    return [(entry, f"{stem}/{name}" if named else name) for entry, name, stem in rows], folders, aside
+
+
+def no_image(
+    files: Sequence[Path],  # in which there is none
+) -> ValueError:  # to be raised
+    "What to say of a source without images: a folder may hold archives."
+    inner = sorted(f.name for f in files[0].glob("*.zip")) if files[0].is_dir() else []
+    named = f"{','.join(str(files[0] / n) for n in inner[:3])}{',...' if len(inner) > 3 else ''}"
+    way = f": name its archives instead, {named}" if inner else ""
+    return ValueError(f"expected images ({' '.join(SUFFIXES)}), got none in {', '.join(map(str, files))}{way}")
+
+# %% ../../nbs/data/layout.ipynb #d32d97c7
+def settled(
+    places: list[tuple[str, str]],  # (part, class) of each image, from `place`
+) -> tuple[list[tuple[str, str]], str]:  # the same without "validation", and what it was taken for
+    "Validation images are the test part where there is no other, else more training images."
+    there = {part for part, _ in places}
+    if "validation" not in there:
+        return places, ""
+    part, told = (
+        ("train", "the images of the validation folder are for training too")
+        if "test" in there
+        else ("test", "the validation folder is taken as test set")
+    )
+    return [(part if p == "validation" else p, c) for p, c in places], told
+
+
+def list_source(
+    files: Sequence[Path],  # one folder, or one or several archives
+) -> Listing:  # the images in sorted order over the joined files
+    "List, interpret and check. ValueError when there is no image at all."
+    rows, folders, aside = list_files(files)
     if not rows:
-        inner = sorted(f.name for f in files[0].glob("*.zip")) if files[0].is_dir() else []
-        way = (
-            f": name its archives instead, "
-            f"{','.join(str(files[0] / n) for n in inner[:3])}{',...' if len(inner) > 3 else ''}"
-            if inner
-            else ""
-        )
-        raise ValueError(f"expected images ({' '.join(SUFFIXES)}), got none in {', '.join(str(f) for f in files)}{way}")
-    if len(files) > 1 and len(loose) == len(files) and len({re.sub(r"\d", "", stem) for stem in loose}) > 1:
-        # cats.zip and dogs.zip, not takeout-1.zip and takeout-2.zip
-        rows = [(entry, f"{stem}/{name}", stem) for entry, name, stem in rows]
+        raise no_image(files)
     rows.sort()
-    parts = parts_in([name for _, name, _ in rows])
-    places = [place(name, parts) for _, name, _ in rows]
+    parts = parts_in([name for _, name in rows])
+    places = [place(name, parts) for _, name in rows]
     wanted = {place(name + "/", parts)[1] for name in folders if not parts or "/" in name or name not in parts} - {""}
     classes = check_classes({c for _, c in places} - {""}, wanted)
-    there = {part for part, _ in places}
-    told = (
-        ""
-        if "validation" not in there
-        else "the validation folder is taken as test set"
-        if "test" not in there
-        else "the images of the validation folder are for training too"
-    )
-    if told:
-        places = [
-            ("test" if "test" not in there else "train", c) if part == "validation" else (part, c) for part, c in places
-        ]
-    return Listing(unique_names([entry for entry, _, _ in rows]), places, classes, dict(aside), told)
+    places, told = settled(places)
+    return Listing(unique_names([entry for entry, _ in rows]), places, classes, dict(aside), told)
 
 # %% ../../nbs/data/layout.ipynb #05c1275d
 def unique_names(

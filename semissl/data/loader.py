@@ -20,7 +20,7 @@ from torch import Tensor
 from .images import ImageSet
 
 # %% auto #0
-__all__ = ['mix', 'random_keys', 'balanced_rounds', 'Batch', 'FewLabelLoader', 'epoch_rows', 'fits', 'Ahead']
+__all__ = ['mix', 'random_keys', 'balanced_rounds', 'Batch', 'check_sizes', 'FewLabelLoader', 'epoch_rows', 'fits', 'Ahead']
 
 # %% ../../nbs/data/loader.ipynb #8068a9ec
 def mix(
@@ -71,6 +71,23 @@ class Batch(NamedTuple):
     rows: Tensor
     step: int  # global step, counted from 0 over all epochs
 
+# %% ../../nbs/data/loader.ipynb #17533e38
+def check_sizes(
+    images: int,  # how many there are
+    batch_size: int,  # U
+    labelled_batch_size: int,  # L
+    rank: int,  # of this process
+    world: int,  # processes that share a batch
+) -> None:
+    "ValueError when a batch does not fit the data or the ranks."
+    if not 1 <= batch_size <= images:
+        raise ValueError(f"expected a batch_size from 1 to the number of images ({images}), got {batch_size}")
+    if labelled_batch_size < 0 or batch_size % world or labelled_batch_size % world or not 0 <= rank < world:
+        raise ValueError(
+            f"expected batch sizes that {world} ranks can share and a rank below that, got {batch_size}, "
+            f"{labelled_batch_size} and rank {rank}"
+        )
+
 # %% ../../nbs/data/loader.ipynb #36521f7c
 class FewLabelLoader:
     "Labelled and unlabelled batches of one epoch; ValueError when a batch does not fit the data or the ranks."
@@ -88,13 +105,7 @@ class FewLabelLoader:
         # keep all pixels on the device; None = when they take under half its free memory
         resident: bool | None = None,
     ) -> None:
-        if not 1 <= batch_size <= len(images):
-            raise ValueError(f"expected a batch_size from 1 to the number of images ({len(images)}), got {batch_size}")
-        if labelled_batch_size < 0 or batch_size % world or labelled_batch_size % world or not 0 <= rank < world:
-            raise ValueError(
-                f"expected batch sizes that {world} ranks can share and a rank below that, got {batch_size}, "
-                f"{labelled_batch_size} and rank {rank}"
-            )
+        check_sizes(len(images), batch_size, labelled_batch_size, rank, world)
         self.images, self.seed, self.device, self.step = images, seed, torch.device(device), start_step
         self.batch_size, self.labelled_batch_size, self.rank, self.world = batch_size, labelled_batch_size, rank, world
         self.rows = (images.labels >= 0).nonzero()[:, 0].numpy()  # (n,) the labelled images

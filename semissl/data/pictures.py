@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from .files import Entry, Reader, first_bytes, is_image_name, plain_reason
 from .sources import load_images
 
 # %% auto #0
-__all__ = ['one_picture', 'flat_side', 'batch_of', 'items_of', 'split_pairs', 'from_items', 'read_any', 'as_images']
+__all__ = ['one_picture', 'flat_side', 'batch_of', 'items_of', 'split_pairs', 'each_picture', 'names_within', 'from_items',
+           'files_of', 'whole', 'read_any', 'as_images']
 
 # %% ../../nbs/data/pictures.ipynb #c4e40001
 # a path, the bytes of a file, a Pillow picture, an array or a tensor (H, W), (H, W, 1|3|4) or (1|3|4, H, W)
@@ -133,18 +135,14 @@ def split_pairs(
         return [v[0] for v in items], [v[1] for v in items]
     return items, None
 
-# %% ../../nbs/data/pictures.ipynb #5c5122e0
-def from_items(
-    images: Any,  # see `items_of`
-    size: int,  # S; 0 = as they are, when all are alike
-    max_bad_share: float = 0.0,  # share of them that may be unreadable
-    fit: str = "crop",  # see `FITS`
-) -> tuple[ImageSet, list[int]]:  # the images, and which of the items they are
-    """Images one by one; warns of unreadable ones that are left aside, ValueError for too many of them, for none, and
-    for shapes that differ without a size."""
-    values, y = split_pairs(items_of(images))
-    if not values:
-        raise ValueError("expected at least 1 image, got none")
+# %% ../../nbs/data/pictures.ipynb #520d9b76
+def each_picture(
+    values: list,  # images of any kind, see `one_picture`
+    size: int,  # S; 0 = as they are
+    max_bad_share: float,  # share of them that may be unreadable
+    fit: str,  # see `FITS`
+) -> tuple[dict[int, Tensor], dict[int, str]]:  # by place in the list: pictures, and why there is none
+    "Read one after the other; ValueError as soon as too many are unreadable."
     pictures, bad = {}, {}
     for i, value in enumerate(values):
         try:
@@ -159,6 +157,34 @@ def from_items(
                     f"{err} for one: raise max_bad_share to go on without them"
                 ) from err
             bad[i] = str(err)
+    if not pictures:
+        raise ValueError(f"expected at least 1 image that can be read, got none of {len(values)}: {bad[0]}")
+    return pictures, bad
+
+
+def names_within(
+    images: Any,  # a data set with names for its numbers, or anything else
+    found: np.ndarray,  # (K,) the classes, from `label_rows`
+) -> tuple[str, ...]:  # (K,)
+    "The names of classes: those that the data set has for them, else their values."
+    named = list(getattr(images, "classes", ()) or ())
+    if named and all(isinstance(k, int) and 0 <= k < len(named) for k in found.tolist()):
+        return tuple(str(named[k]) for k in found.tolist())
+    return tuple(class_names(found))
+
+# %% ../../nbs/data/pictures.ipynb #5c5122e0
+def from_items(
+    images: Any,  # see `items_of`
+    size: int,  # S; 0 = as they are, when all are alike
+    max_bad_share: float = 0.0,  # share of them that may be unreadable
+    fit: str = "crop",  # see `FITS`
+) -> tuple[ImageSet, list[int]]:  # the images, and which of the items they are
+    """Images one by one; warns of unreadable ones that are left aside, ValueError for too many of them, for none, and
+    for shapes that differ without a size."""
+    values, y = split_pairs(items_of(images))
+    if not values:
+        raise ValueError("expected at least 1 image, got none")
+    pictures, bad = each_picture(values, size, max_bad_share, fit)
     kept = list(pictures)
     if bad:
         warnings.warn(
@@ -173,10 +199,7 @@ def from_items(
     labels, classes = torch.full((len(kept),), -1), ()
     if y is not None:
         rows, found = label_rows(y, len(values))
-        labels, classes = rows[kept], tuple(class_names(found))
-        named = list(getattr(images, "classes", ()) or ())
-        if named and all(isinstance(k, int) and k < len(named) for k in found.tolist()):
-            classes = tuple(str(named[k]) for k in found.tolist())
+        labels, classes = rows[kept], names_within(images, found)
     return ImageSet(
         resize_images(torch.stack(list(pictures.values())), size, fit),
         labels,
@@ -185,6 +208,23 @@ def from_items(
         "images",
         tuple(bad.values()),
     ), kept
+
+# %% ../../nbs/data/pictures.ipynb #033c62f5
+def files_of(
+    source: str | Path,  # a word
+) -> list | None:  # None where it is for `load_images`: a folder, archives, a data set by name
+    "The picture that a path names, or the files of a pattern."
+    path = Path(source).expanduser()
+    if path.is_file() and (is_image_name(path.name) or looks_like_image(first_bytes(str(path)))):
+        return [source]
+    if path.exists() or not set(str(source)) & set("*?["):
+        return None
+    return sorted(glob(str(path), recursive=True)) or None
+
+
+def whole(found: ImageSet) -> tuple[ImageSet, list[int], int]:
+    "What `read_any` gives where no item is left aside."
+    return found, list(range(len(found))), len(found)
 
 # %% ../../nbs/data/pictures.ipynb #9905ff5e
 def read_any(
@@ -197,28 +237,12 @@ def read_any(
     "Images of any kind; errors as `as_images`."
     if isinstance(images, ImageSet):
         same = size in (0, images.images.shape[-1])
-        found = (
-            images
-            if same
-            else ImageSet(
-                resize_images(images.images, size, fit),
-                images.labels,
-                images.classes,
-                images.paths,
-                images.source,
-                images.skipped,
-            )
-        )
-        return found, list(range(len(found))), len(found)
+        return whole(images if same else replace(images, images=resize_images(images.images, size, fit)))
     if isinstance(images, (str, Path)):
-        path = Path(images).expanduser()
-        if path.is_file() and (is_image_name(path.name) or looks_like_image(first_bytes(str(path)))):
-            images = [images]
-        elif not path.exists() and set(str(images)) & set("*?[") and (names := sorted(glob(str(path), recursive=True))):
-            images = names
-        else:
-            found = load_images(images, size, fit=fit, **(dict(max_bad_share=max_bad_share) if max_bad_share else {}))
-            return found, list(range(len(found))), len(found)
+        if (files := files_of(images)) is None:
+            share = dict(max_bad_share=max_bad_share) if max_bad_share else {}
+            return whole(load_images(images, size, fit=fit, **share))
+        images = files
     if isinstance(images, (Image.Image, bytes)) or hasattr(images, "read") and not hasattr(images, "__len__"):
         images = [images]
     if hasattr(images, "iloc"):
@@ -228,7 +252,7 @@ def read_any(
         found = from_arrays(batch_of(as_array(images)), size=size, fit=fit)
         if not len(found):
             raise ValueError("expected at least 1 image, got none")
-        return found, list(range(len(found))), len(found)
+        return whole(found)
     if isinstance(images, np.ndarray) and images.ndim != 1:
         raise ValueError(
             f"expected one image in each row, got a table of {images.dtype} with shape {images.shape}: name its column"

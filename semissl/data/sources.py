@@ -38,8 +38,9 @@ from .cache import cache_place, cached_files, places_of
 from .table import apply_labels
 
 # %% auto #0
-__all__ = ['PICTURES', 'understood', 'left_aside', 'from_files', 'from_pictures', 'torchvision_dataset', 'from_torchvision',
-           'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes', 'clear_cache']
+__all__ = ['PICTURES', 'understood', 'left_aside', 'warn_of_files', 'from_files', 'from_pictures', 'torchvision_dataset',
+           'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes',
+           'clear_cache']
 
 # %% ../../nbs/data/sources.ipynb #ac940b0f
 def understood(
@@ -80,6 +81,33 @@ def left_aside(
         + (f" ({'; '.join(sorted(ways))})" if ways else "")
     )
 
+# %% ../../nbs/data/sources.ipynb #11ad8fb8
+def warn_of_files(
+    found: dict,  # from `cached_files`
+    source: str,  # what to call it
+    max_bad_share: float,  # share of images that may fail to decode
+) -> tuple[str, ...]:  # "path: reason" of every image that did not decode
+    """Warn of files that are no images, or not as they should be, where `load_images` was called; ValueError above
+    `max_bad_share`."""
+    skipped = tuple(f"{name}: {plain_reason(reason)}" for name, reason in found["skipped"].items())
+    if skipped:
+        text = f"{len(skipped)} of {found['part_size']} images did not decode: {'; '.join(skipped[:3])}"
+        if len(skipped) > max_bad_share * found["part_size"]:
+            raise ValueError(
+                f"expected at most {max_bad_share:.1%} bad images, got {len(skipped) / found['part_size']:.1%}: "
+                f"{text}: mend or remove them, or go on without them by a larger max_bad_share"
+            )
+        warnings.warn(text, stacklevel=4)
+    if found["dark"]:
+        warnings.warn(
+            f"{found['dark']} of {found['part_size']} images of {source} have 16 bits and use 12 of them or less, so "
+            f"they come out nearly black: multiply their values by 16, or save them with 8 bits",
+            stacklevel=4,
+        )
+    if pictures := {suffix: n for suffix, n in found["aside"].items() if suffix in PICTURES}:
+        warnings.warn(f"{source}: {left_aside(pictures)}", stacklevel=4)
+    return skipped
+
 # %% ../../nbs/data/sources.ipynb #4bb683fa
 def from_files(
     files: Sequence[Path],  # one folder, or one or several .zip archives
@@ -96,23 +124,7 @@ def from_files(
     `max_bad_share`."""
     found = cached_files(files, size, part, cache, workers, fit)
     names, places, source = found["names"], found["places"], ", ".join(f.name for f in files)
-    skipped = tuple(f"{name}: {plain_reason(reason)}" for name, reason in found["skipped"].items())
-    if skipped:
-        text = f"{len(skipped)} of {found['part_size']} images did not decode: {'; '.join(skipped[:3])}"
-        if len(skipped) > max_bad_share * found["part_size"]:
-            raise ValueError(
-                f"expected at most {max_bad_share:.1%} bad images, got {len(skipped) / found['part_size']:.1%}: "
-                f"{text}: mend or remove them, or go on without them by a larger max_bad_share"
-            )
-        warnings.warn(text, stacklevel=3)
-    if found["dark"]:
-        warnings.warn(
-            f"{found['dark']} of {found['part_size']} images of {source} have 16 bits and use 12 of them or less, so "
-            f"they come out nearly black: multiply their values by 16, or save them with 8 bits",
-            stacklevel=3,
-        )
-    if pictures := {suffix: n for suffix, n in found["aside"].items() if suffix in PICTURES}:
-        warnings.warn(f"{source}: {left_aside(pictures)}", stacklevel=3)
+    skipped = warn_of_files(found, source, max_bad_share)
     given = np.array(["" if labels else places[i][1] for i in found["rows"]], dtype=object)
     numbers, known = label_numbers(given, classes if classes is not None else () if labels else found["classes"])
     images = ImageSet(

@@ -139,6 +139,46 @@ def _core(points):
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     return points[np.argsort(distance[np.median(distance, axis=1).argmin()])[: len(points) // 2 + 1]]
 
+# %% ../../nbs/many/correlations.ipynb #712421bc
+def _scatter(ax, xy, labels, labelled, K):
+    "Dots in the colours of the K classes, grey where the class is unknown; labelled images as ringed stars."
+    for k in [-1, *range(K)]:
+        colour, marker = class_style(k) if k >= 0 else (PALE, "o")
+        dots, stars = xy[(labels == k) & ~labelled], xy[(labels == k) & labelled]
+        ax.scatter(
+            *dots.T, s=20 if len(xy) < 1500 else 9, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=1
+        )
+        ax.scatter(*stars.T, s=210, facecolor="white", edgecolor=INK, linewidths=1.2, zorder=2)
+        ax.scatter(*stars.T, s=95, color=colour, marker="*", edgecolor=INK, linewidths=0.5, zorder=3)
+
+
+def _place_name(ax, name, core, taken):
+    "Write a name beside the core of its class, where no other name stands; returns the box it takes."
+    middle, low, high = np.median(core[:, 0]), core[:, 1].min(), core[:, 1].max()
+    sides = (
+        ((middle, high), (0, 8), "center", "bottom"),
+        ((middle, low), (0, -8), "center", "top"),
+        ((core[:, 0].max(), (low + high) / 2), (10, 0), "left", "center"),
+        ((core[:, 0].min(), (low + high) / 2), (-10, 0), "right", "center"),
+    )
+    text = ax.annotate(
+        _short(name, 20),
+        sides[0][0],
+        sides[0][1],
+        textcoords="offset points",
+        fontsize=13,
+        fontweight="bold",
+        zorder=4,
+        path_effects=[withStroke(linewidth=4, foreground="white")],
+    )
+    # above, below, beside; where no side is free, above
+    for text.xy, away, ha, va in (*sides, sides[0]):
+        text.set(position=away, horizontalalignment=ha, verticalalignment=va)
+        box = text.get_window_extent().padded(2)
+        if not any(box.overlaps(other) for other in taken) and box.x0 > 0 and box.x1 < ax.figure.bbox.x1:
+            break
+    return box
+
 # %% ../../nbs/many/correlations.ipynb #60e8c0e7
 @rc_context(STYLE)
 def representation_map(
@@ -161,14 +201,7 @@ def representation_map(
         "" if named else f"The names of the {len(classes)} classes are left out.",
     )
     ax = fig.add_subplot()
-    for k in [-1, *range(len(classes))]:
-        colour, marker = class_style(k) if k >= 0 else (PALE, "o")
-        dots, stars = xy[(labels == k) & ~labelled], xy[(labels == k) & labelled]
-        ax.scatter(
-            *dots.T, s=20 if len(xy) < 1500 else 9, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=1
-        )
-        ax.scatter(*stars.T, s=210, facecolor="white", edgecolor=INK, linewidths=1.2, zorder=2)
-        ax.scatter(*stars.T, s=95, color=colour, marker="*", edgecolor=INK, linewidths=0.5, zorder=3)
+    _scatter(ax, xy, labels, labelled, len(classes))
     ax.set(xticks=[], yticks=[])
     ax.set_aspect("equal", adjustable="datalim")
     ax.spines[:].set_visible(False)
@@ -176,29 +209,5 @@ def representation_map(
     taken = []
     for k, name in enumerate(classes if named else ()):
         if (labels == k).any():
-            core = _core(xy[labels == k][:1000])
-            middle, low, high = np.median(core[:, 0]), core[:, 1].min(), core[:, 1].max()
-            sides = (
-                ((middle, high), (0, 8), "center", "bottom"),
-                ((middle, low), (0, -8), "center", "top"),
-                ((core[:, 0].max(), (low + high) / 2), (10, 0), "left", "center"),
-                ((core[:, 0].min(), (low + high) / 2), (-10, 0), "right", "center"),
-            )
-            text = ax.annotate(
-                _short(name, 20),
-                sides[0][0],
-                sides[0][1],
-                textcoords="offset points",
-                fontsize=13,
-                fontweight="bold",
-                zorder=4,
-                path_effects=[withStroke(linewidth=4, foreground="white")],
-            )
-            # above, below, beside; where no side is free, above
-            for text.xy, away, ha, va in (*sides, sides[0]):
-                text.set(position=away, horizontalalignment=ha, verticalalignment=va)
-                box = text.get_window_extent().padded(2)
-                if not any(box.overlaps(other) for other in taken) and box.x0 > 0 and box.x1 < fig.bbox.x1:
-                    break
-            taken.append(box)
+            taken.append(_place_name(ax, name, _core(xy[labels == k][:1000]), taken))
     return fig

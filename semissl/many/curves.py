@@ -95,6 +95,19 @@ def _compared(tested):
     points = 100 * (ours - others[best])
     return f", {abs(points):.1f} points {'above' if points >= 0 else 'below'} “{best}”"
 
+# %% ../../nbs/many/curves.ipynb #d54c64c0
+def _bar(ax, row, m, own):
+    "One accuracy with its interval, its number and the seconds it took; `own` for the method's, which stands out."
+    accuracy, (low, high) = m["test_accuracy"], m["test_accuracy_interval"]
+    ax.barh(row, accuracy, height=0.72, color=BLUE if own else "#aab2bd")
+    ax.errorbar(
+        accuracy, row, xerr=[[max(0, accuracy - low)], [max(0, high - accuracy)]], color=INK, capsize=4, linewidth=1.6
+    )
+    ax.text(high + 0.015, row, f"{accuracy:.1%}", va="center", fontweight="bold" if own else "normal", fontsize=11)
+    if m.get("seconds") is not None:
+        at, side = (low - 0.015, "right") if low > 0.2 else (0.012, "left")
+        ax.text(at, row, _duration(m["seconds"]), ha=side, va="center", color="white" if own else INK, fontsize=9.5)
+
 # %% ../../nbs/many/curves.ipynb #708a2283
 @rc_context(STYLE)
 def accuracy_bars(
@@ -115,35 +128,7 @@ def accuracy_bars(
     fig = _figure(1.25 + 0.52 * len(tested), title, note)
     ax = fig.add_subplot()
     for row, (name, m) in enumerate(tested.items()):
-        accuracy, (low, high) = m["test_accuracy"], m["test_accuracy_interval"]
-        ax.barh(row, accuracy, height=0.72, color=BLUE if name == method else "#aab2bd")
-        ax.errorbar(
-            accuracy,
-            row,
-            xerr=[[max(0, accuracy - low)], [max(0, high - accuracy)]],
-            color=INK,
-            capsize=4,
-            linewidth=1.6,
-        )
-        ax.text(
-            high + 0.015,
-            row,
-            f"{accuracy:.1%}",
-            va="center",
-            fontweight="bold" if name == method else "normal",
-            fontsize=11,
-        )
-        if m.get("seconds") is not None:
-            at, side = (low - 0.015, "right") if low > 0.2 else (0.012, "left")
-            ax.text(
-                at,
-                row,
-                _duration(m["seconds"]),
-                ha=side,
-                va="center",
-                color="white" if name == method else INK,
-                fontsize=9.5,
-            )
+        _bar(ax, row, m, name == method)
     ax.axvline(1 / len(data["classes"]), color=INK, linestyle=":", linewidth=1.3)
     ax.set_yticks(range(len(tested)), list(tested), fontsize=10.5)
     ax.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])

@@ -68,6 +68,12 @@ def _short(name, length=11):
     name = readable(name)
     return str(name) if len(str(name)) <= length else str(name)[: length - 1] + "…"
 
+# %% ../../nbs/many/tiles.ipynb #556feec9
+def _text_size(texts, columns):
+    "Points of the letters under tiles, so that neighbours do not touch."
+    longest = max([len(line) for t in texts for line in t.split("\n")] or [1])
+    return max(6.0, min(9.0, 90 * min(1.1, WIDTH / (columns * 1.08)) / longest))
+
 # %% ../../nbs/many/tiles.ipynb #10ce844a
 @rc_context(STYLE)
 def image_grid(
@@ -90,14 +96,7 @@ def image_grid(
     lines = max((1 + t.count("\n") for t in titles if t), default=0)
     fig, ax, pitch = _tile_axes(max(1, -(-len(images) // columns)), columns, title, lines=lines)
     texts = [_short(t, 14) for t in titles]
-    # of letters, so that neighbours do not touch
-    size = max(
-        6.0,
-        min(
-            9.0,
-            90 * min(1.1, WIDTH / (columns * 1.08)) / max([len(line) for t in texts for line in t.split("\n")] or [1]),
-        ),
-    )
+    size = _text_size(texts, columns)
     for i, image in enumerate(images):
         _tile(
             ax,
@@ -166,15 +165,29 @@ def neighbour_grid(
     ax.text(left + 0.5, -0.06, "query", ha="center", va="bottom", fontweight="bold")
     ax.text(start + columns * 0.54, -0.06, "nearest neighbours, closest first", ha="center", va="bottom")
     for r in range(rows):
-        ax.text(
-            left - 0.12, r * pitch + 0.5, _short(classes[query_labels[r]]), ha="right", va="center", fontweight="bold"
-        )
-        _tile(ax, queries[r], left, r * pitch, frame=INK)
+        y = r * pitch
+        ax.text(left - 0.12, y + 0.5, _short(classes[query_labels[r]]), ha="right", va="center", fontweight="bold")
+        _tile(ax, queries[r], left, y, frame=INK)
         for c, image in enumerate(_uint8_images(neighbour_images[r], "neighbour_images")):
             name, frame = ("", GREEN) if same[r, c] else (_short(classes[neighbour_labels[r, c]]), RED)
-            _tile(ax, image, start + c * 1.08, r * pitch, name, frame, dashed=not same[r, c])
+            _tile(ax, image, start + c * 1.08, y, name, frame, dashed=not same[r, c])
     ax.set_xlim(0, start + columns * 1.08)
     return fig
+
+# %% ../../nbs/many/tiles.ipynb #084c2422
+def _mistake(ax, image, x, y, true, predicted, confidence):
+    "A tile with its class below; after the cross, what it was taken for, and how confidently."
+    _tile(ax, image, x, y, _short(true))
+    ax.text(
+        x + 0.5,
+        y + 1.05,
+        f"\n✗ {_short(predicted)}\n{confidence:.0%}",
+        ha="center",
+        va="top",
+        fontsize=9,
+        color=RED,
+        linespacing=1.15,
+    )
 
 # %% ../../nbs/many/tiles.ipynb #498c8161
 @rc_context(STYLE)
@@ -187,12 +200,8 @@ def mistakes(
     n: int = 16,  # how many to show at most
 ) -> Figure:  # the n most confident mistakes, most confident first
     "The most confident mistakes, or a sentence when there are none; ValueError when the counts differ."
-    images, labels, predicted, confidence = (
-        _uint8_images(images),
-        np.asarray(labels),
-        np.asarray(predicted),
-        np.asarray(confidence),
-    )
+    images = _uint8_images(images)
+    labels, predicted, confidence = map(np.asarray, (labels, predicted, confidence))
     if not len(images) == len(labels) == len(predicted) == len(confidence):
         raise ValueError(
             f"expected as many labels, predictions and confidences as images, got {len(labels)}, {len(predicted)}, "
@@ -212,15 +221,5 @@ def mistakes(
     )
     for i, k in enumerate(worst):
         x, y = i % columns * 1.08, i // columns * pitch
-        _tile(ax, images[k], x, y, f"{_short(classes[labels[k]])}")
-        ax.text(
-            x + 0.5,
-            y + 1.05,
-            f"\n✗ {_short(classes[predicted[k]])}\n{confidence[k]:.0%}",
-            ha="center",
-            va="top",
-            fontsize=9,
-            color=RED,
-            linespacing=1.15,
-        )
+        _mistake(ax, images[k], x, y, classes[labels[k]], classes[predicted[k]], confidence[k])
     return fig

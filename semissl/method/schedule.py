@@ -99,7 +99,7 @@ def parameter_groups(
 class Stages:
     "When the stages begin, and what that does to the weight of L_ssl; ValueError for a start outside [0, 1]."
 
-    correlate_from: float = 0.5  # share of training after which stage 2 starts; 1 = never
+    correlate_from: float = 1.0  # share of training after which stage 2 starts; 1 = never
     self_train_from: float = 1.0  # share of training after which stage 3 starts; 1 = never
     ssl_weight_end: float = 1.0  # weight of L_ssl at the last step
 

@@ -33,7 +33,7 @@ def answers(
         task.unknown is None
         or not len(task.unknown)
         or len(task.train.classes) < 2
-        or not (model.head_weight and len(task.split.labelled))
+        or not (model.terms.head_weight and len(task.split.labelled))
     ):
         return {}
     images, device = task.train.select(task.unknown), torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -257,7 +257,7 @@ class Refit(Callback):
             module.ema.model[1],
         )
         # nothing taught it, or not finished, or fitted already
-        if not len(rows) or not module.head_weight or step < module.total_steps or self.done == step:
+        if not len(rows) or not module.terms.head_weight or step < module.total_steps or self.done == step:
             return
         self.done = step
         W = b = None

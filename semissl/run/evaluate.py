@@ -6,7 +6,7 @@ Docs: https://semissl.github.io/semissl/run/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['PASS', 'READ', 'encode', 'check_rows', 'linear_probe', 'knn', 'class_means', 'gaussian_mixture', 'label_propagation',
-           'fit_head', 'spread_out', 'evaluate', 'embedding_map', 'neighbours']
+           'fit_head', 'spread_out', 'readings', 'evaluate', 'embedding_map', 'neighbours']
 
 # %% ../../nbs/run/evaluate.ipynb #3078a128
 import warnings
@@ -239,6 +239,25 @@ def spread_out(
     "Evenly spread members of a list: a data set is often sorted."
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
+# %% ../../nbs/run/evaluate.ipynb #b416f293
+def readings(
+    h: Tensor,  # (L, D) representations of the labelled images
+    y: Tensor,  # (L,) their labels, 0 to K-1
+    h_all: Tensor,  # (N, D) representations of training images, the labelled ones first
+    h_test: Tensor,  # (M, D) representations to classify
+    classes: int,  # K
+) -> dict[str, Tensor]:  # by the reader's name: (M, K) probabilities
+    "What each reader says of a frozen representation; the mixture only where every class has a label."
+    said = {
+        "linear_probe": linear_probe(h, y, h_test, classes),
+        "knn": knn(h, y, h_test, classes),
+        "class_means": class_means(h, y, h_test, classes),
+        "label_propagation": label_propagation(h, y, h_all[len(h) :], h_test, classes),
+    }
+    if len(y.unique()) == classes:
+        said["gaussian_mixture"] = gaussian_mixture(h, y, h_all, h_test, classes)
+    return said
+
 # %% ../../nbs/run/evaluate.ipynb #821e8a8d
 def evaluate(
     model: Callable,  # uint8 images -> representations and logits, see `encode`
@@ -263,22 +282,13 @@ def evaluate(
         encode(model, train.images[labelled], device=device),
     )
     h_all = torch.cat([h, encode(model, train.images[others], device=device)[0]]) if len(others) else h
-    y = train.labels[labelled]
-    probe, vote = linear_probe(h, y, h_test, K), knn(h, y, h_test, K)
-    readers = {
-        "class_means": class_means(h, y, h_test, K),
-        "label_propagation": label_propagation(h, y, h_all[len(h) :], h_test, K),
-    }
-    if len(y.unique()) == K:
-        readers["gaussian_mixture"] = gaussian_mixture(h, y, h_all, h_test, K)
-    probabilities = (logits / temperature).softmax(1) if head else probe
+    readers = readings(h, train.labels[labelled], h_all, h_test, K)
+    probabilities = (logits / temperature).softmax(1) if head else readers["linear_probe"]
     correct = int((probabilities.argmax(1) == test.labels).sum())
     matrix = class_correlation_matrix(h_test, test.labels, K)
     metrics = {
         "test_accuracy": correct / len(test),
         "test_accuracy_interval": list(accuracy_interval(correct, len(test))),
-        "linear_probe_accuracy": accuracy(probe, test.labels),
-        "knn_accuracy": accuracy(vote, test.labels),
         **{f"{name}_accuracy": accuracy(p, test.labels) for name, p in readers.items()},
         **{f"accuracy_at_{c}": accuracy_at_coverage(probabilities, test.labels, c / 100) for c in (50, 80, 95)},
         "calibration_error": calibration_error(probabilities, test.labels),

@@ -226,7 +226,7 @@ def flush(self: Recorder, trainer, module, step):
     if not isfinite(values["loss"]):
         raise FloatingPointError(
             f"expected a finite loss, got {values['loss']} before step {step} of {module.total_steps}: lower lr "
-            f"({module.lr}) or use precision 32-true"
+            f"({module.rates.lr}) or use precision 32-true"
         )
     row = dict(
         step=step,

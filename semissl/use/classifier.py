@@ -8,7 +8,8 @@ Docs: https://semissl.github.io/semissl/use/classifier.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['UNREAD', 'Answers', 'seed_of', 'FewLabelClassifier', 'training_stamp']
+__all__ = ['UNREAD', 'READ_AS_THEY_ARE', 'Answers', 'seed_of', 'FewLabelClassifier', 'kept_in_file', 'kept_in_run',
+           'training_stamp']
 
 # %% ../../nbs/use/classifier.ipynb #be7203d1
 import hashlib
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from safetensors import safe_open
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
@@ -48,44 +50,6 @@ class Answers(ClassifierMixin, TransformerMixin):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
 
-    def shown(self, images: Any) -> ImageSet:
-        "Images as the model takes them."
-        # of a list every row is an answer
-        size, share = self.model_.image_size, self.may_be_bad() if isinstance(images, (str, Path)) else 0.0
-        return images_for(images, size if self.model_.answer is not None else 0, size, share, self.model_.fit)[0]
-
-    def outputs(
-        self,
-        images: Any,  # see `as_images`
-    ) -> tuple[Tensor, Tensor, Tensor | None]:  # (N, D) representations, (N, K) probabilities, (N,) familiarity
-        "One pass of the model."
-        check_is_fitted(self)
-        h, logits, familiarity = self.model_.to("cuda" if torch.cuda.is_available() else "cpu").of_many(
-            self.shown(images).images, looks_folder(self.plan().data)
-        )
-        self.model_.cpu()
-        return h, logits.softmax(1), familiarity
-
-    def predict_proba(
-        self,
-        images: Any,  # see `as_images`
-    ) -> np.ndarray:  # (N, K), columns in the order of classes_
-        "Probability of each class; ValueError where no label was ever given."
-        check_is_fitted(self)
-        if not len(self.classes_):
-            raise ValueError(
-                "expected a classifier that was fitted with labels, got one fitted on images alone: call fit(images, y)"
-            )
-        return self.outputs(images)[1].numpy().astype(float)
-
-    def predict(
-        self,
-        images: Any,  # see `as_images`
-    ) -> np.ndarray:  # (N,) of classes_
-        "The most probable class; ValueError where no label was ever given."
-        best = self.predict_proba(images).argmax(1)
-        return self.classes_[best]
-
     def score(
         self,
         images: Any,  # see `as_images`
@@ -110,19 +74,6 @@ class Answers(ClassifierMixin, TransformerMixin):
         right = [str(a) == str(b) if y is None else a == b for a, b in zip(said[known].tolist(), truth[known])]
         return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)[known]))
 
-    def familiarity(
-        self,
-        images: Any,  # see `as_images`
-    ) -> np.ndarray:  # (N,) 0 to 1
-        """Share of the training images that are as far from every class: near 0, an image is perhaps none of them;
-        ValueError for a model trained on pixels."""
-        check_is_fitted(self)
-        if self.model_.answer is None:
-            raise ValueError(
-                "expected a model that learnt on features, got one trained on pixels, which keeps no distances"
-            )
-        return self.outputs(images)[2].numpy()
-
     def transform(
         self,
         images: Any,  # see `as_images`
@@ -130,24 +81,86 @@ class Answers(ClassifierMixin, TransformerMixin):
         "The representations."
         return self.outputs(images)[0].numpy()
 
-    def suggest(
-        self,
-        k: int,  # labels wanted
-        images: Any = None,  # see `as_images`; None = those of the last fit
-        y: Any = None,  # their labels so far; None = those of the last fit, or none
-    ) -> list[int]:  # k rows, the most telling first
-        """Which images to label next: typical ones while there is no label, then doubtful ones; errors as
-        `label.suggest`."""
-        check_is_fitted(self)
-        if images is None and not hasattr(self, "images_"):
-            raise ValueError(
-                "expected images to choose from, got none: a classifier from a file does not carry those it was "
-                "trained on"
-            )
-        images = self.images_ if images is None else self.shown(images)
-        labels = images.labels if y is None else label_rows(y, len(images))[0]
-        h, p, _ = self.outputs(images)
-        return suggest(h, k, labels, p if len(self.classes_) else None, seed=seed_of(self.random_state))
+# %% ../../nbs/use/classifier.ipynb #e1f5d59e
+@patch
+def shown(self: Answers, images: Any) -> ImageSet:
+    "Images as the model takes them."
+    # of a list every row is an answer
+    size, share = self.model_.image_size, self.may_be_bad() if isinstance(images, (str, Path)) else 0.0
+    return images_for(images, size if self.model_.answer is not None else 0, size, share, self.model_.fit)[0]
+
+
+@patch
+def outputs(
+    self: Answers,
+    images: Any,  # see `as_images`
+) -> tuple[Tensor, Tensor, Tensor | None]:  # (N, D) representations, (N, K) probabilities, (N,) familiarity
+    "One pass of the model."
+    check_is_fitted(self)
+    h, logits, familiarity = self.model_.to("cuda" if torch.cuda.is_available() else "cpu").of_many(
+        self.shown(images).images, looks_folder(self.plan().data)
+    )
+    self.model_.cpu()
+    return h, logits.softmax(1), familiarity
+
+# %% ../../nbs/use/classifier.ipynb #9722e695
+@patch
+def predict_proba(
+    self: Answers,
+    images: Any,  # see `as_images`
+) -> np.ndarray:  # (N, K), columns in the order of classes_
+    "Probability of each class; ValueError where no label was ever given."
+    check_is_fitted(self)
+    if not len(self.classes_):
+        raise ValueError(
+            "expected a classifier that was fitted with labels, got one fitted on images alone: call fit(images, y)"
+        )
+    return self.outputs(images)[1].numpy().astype(float)
+
+
+@patch
+def predict(
+    self: Answers,
+    images: Any,  # see `as_images`
+) -> np.ndarray:  # (N,) of classes_
+    "The most probable class; ValueError where no label was ever given."
+    best = self.predict_proba(images).argmax(1)
+    return self.classes_[best]
+
+# %% ../../nbs/use/classifier.ipynb #d008d16b
+@patch
+def familiarity(
+    self: Answers,
+    images: Any,  # see `as_images`
+) -> np.ndarray:  # (N,) 0 to 1
+    """Share of the training images that are as far from every class: near 0, an image is perhaps none of them;
+    ValueError for a model trained on pixels."""
+    check_is_fitted(self)
+    if self.model_.answer is None:
+        raise ValueError(
+            "expected a model that learnt on features, got one trained on pixels, which keeps no distances"
+        )
+    return self.outputs(images)[2].numpy()
+
+
+@patch
+def suggest(
+    self: Answers,
+    k: int,  # labels wanted
+    images: Any = None,  # see `as_images`; None = those of the last fit
+    y: Any = None,  # their labels so far; None = those of the last fit, or none
+) -> list[int]:  # k rows, the most telling first
+    """Which images to label next: typical ones while there is no label, then doubtful ones; errors as
+    `label.suggest`."""
+    check_is_fitted(self)
+    if images is None and not hasattr(self, "images_"):
+        raise ValueError(
+            "expected images to choose from, got none: a classifier from a file does not carry those it was trained on"
+        )
+    images = self.images_ if images is None else self.shown(images)
+    labels = images.labels if y is None else label_rows(y, len(images))[0]
+    h, p, _ = self.outputs(images)
+    return suggest(h, k, labels, p if len(self.classes_) else None, seed=seed_of(self.random_state))
 
 # %% ../../nbs/use/classifier.ipynb #f23a0084
 def seed_of(
@@ -171,197 +184,176 @@ class FewLabelClassifier(Answers, BaseEstimator):
 
     def __init__(
         self,
-        # as TrainConfig.encoder: "auto" takes the best pretrained one at hand; "small", "resnet18", any timm name
-        encoder: str = "auto",
-        # side the images are brought to, pixels; 0 = what the encoder's weights want, without weights as they are, when
-        # all are alike; below 32 it learns on pixels
-        image_size: int = 0,
+        encoder: str = "auto",  # this and the next ones up to `batch_size`: as the fields of `TrainConfig`
+        image_size: int = 0,  # side the images are brought to, pixels
         augmentation: str = "auto",  # "photos" or "digits"; "auto" takes "photos"
         epochs: int = 60,  # pixels: passes over the images
         budget: str = "",  # instead of epochs: "90 s", "15 min", "1e6 images"
-        weights: str = "auto",  # as TrainConfig.weights: "auto", "none" (from nothing), or a file
-        learn_on: str = "auto",  # as TrainConfig.learn_on: "features", "pixels" or "auto"
+        weights: str = "auto",  # "auto", "none" (from nothing), or a file
+        learn_on: str = "auto",  # "features", "pixels" or "auto"
         batch_size: int = 128,  # unlabelled images per step; fewer images than that are one batch
         random_state: int = 0,  # of weights, batches and views
         warm_start: bool = False,  # begin the next fit with the weights of the last; on features with what was seen
         run_dir: str | None = None,  # where training keeps its checkpoints; None = nowhere
-        settings: dict | None = None,  # other fields of TrainConfig
+        settings: dict | None = None,  # other fields of `TrainConfig`
     ):
-        self.encoder, self.image_size, self.augmentation, self.epochs, self.budget, self.weights, self.learn_on = (
-            encoder,
-            image_size,
-            augmentation,
-            epochs,
-            budget,
-            weights,
-            learn_on,
-        )
-        self.batch_size, self.random_state, self.warm_start, self.run_dir, self.settings = (
-            batch_size,
-            random_state,
-            warm_start,
-            run_dir,
-            settings,
-        )
+        self.encoder, self.image_size, self.augmentation = encoder, image_size, augmentation
+        self.epochs, self.budget, self.weights, self.learn_on = epochs, budget, weights, learn_on
+        self.batch_size, self.random_state = batch_size, random_state
+        self.warm_start, self.run_dir, self.settings = warm_start, run_dir, settings
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array, tags.input_tags.three_d_array, tags.target_tags.required = False, True, False
         return tags
 
-    def plan(self) -> TrainConfig:
-        "What these parameters choose before any image is seen."
-        return TrainConfig(
-            data="images",
-            image_size=self.image_size,
-            encoder=self.encoder,
-            weights=self.weights,
-            learn_on=self.learn_on,
-            augmentation=self.augmentation,
-        )
+# %% ../../nbs/use/classifier.ipynb #849fa873
+READ_AS_THEY_ARE = "encoder augmentation epochs budget weights learn_on".split()
 
-    def may_be_bad(self) -> float:
-        "Share of the images that may be unreadable."
-        return TrainConfig(**{k: v for k, v in (self.settings or {}).items() if k == "max_bad_share"}).max_bad_share
 
-    def sees(self) -> bool:
-        "Whether images are looked at by a frozen encoder."
-        return learns_on(self.plan()) == "features"
+@patch
+def plan(self: FewLabelClassifier) -> TrainConfig:
+    "What these parameters choose before any image is seen."
+    own = {name: getattr(self, name) for name in READ_AS_THEY_ARE if name not in ("epochs", "budget")}
+    return TrainConfig(data="images", image_size=self.image_size, **own)
 
-    def config(
-        self,
-        images: ImageSet,  # to train on
-        run_dir: str,  # where
-    ) -> TrainConfig:
-        "The run that these parameters and images make."
-        alone = (
-            {}
-            if len(images.classes)
-            else dict(labelled_batch_size=0, head_weight=0.0, correlation_weight=0.0, self_train_from=1.0)
-        )
-        chosen = dict(
-            data="images",
-            labels_per_class=0,
-            image_size=self.image_size if self.sees() else images.images.shape[-1],
-            encoder=self.encoder,
-            augmentation=self.augmentation,
-            epochs=self.epochs,
-            budget=self.budget,
-            weights=self.weights,
-            learn_on=self.learn_on,
-            batch_size=min(self.batch_size, len(images)),
-            seed=seed_of(self.random_state),
-            baselines=False,
-            wandb_project="",
-            run_dir=run_dir,
-        )
-        if wrong := sorted((chosen.keys() | UNREAD) & (self.settings or {}).keys()):
-            raise ValueError(
-                f"expected settings that a fit reads and that are no parameter of the classifier, got "
-                f"{', '.join(wrong)}"
-            )
-        return TrainConfig(**chosen | (self.settings or {}) | alone)
 
-    def fit(
-        self,
-        images: Any,  # see `as_images`
-        y: Any = None,  # see `label_rows`; a CSV or a dict path -> label; None = the labels that the source has
-    ) -> FewLabelClassifier:
-        """Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones,
-        which `settings` may allow a share of (max_bad_share)."""
-        images, kept, n = images_for(
-            images,
-            chosen_encoder(self.plan()).size if self.sees() else 0,
-            as_plain(self.image_size),
-            self.may_be_bad(),
-            (self.settings or {}).get("fit", "crop"),
-        )
-        images, classes = with_labels(images, kept, n, y)
-        for said in duplicate_report(images):
-            warnings.warn(said, stacklevel=2)
-        before = (self.model_, self.projector_) if self.warm_start and hasattr(self, "model_") else (None, None)
-        with ExitStack() as stack:
-            root = self.run_dir or stack.enter_context(TemporaryDirectory())
-            config = self.config(images, str(Path(root) / f"fit-{training_stamp(self, images, before[0])}"))
-            self.model_, self.projector_ = learn(config, images, *before)
-        self.classes_, self.images_ = classes, images
-        return self
+@patch
+def may_be_bad(self: FewLabelClassifier) -> float:
+    "Share of the images that may be unreadable."
+    return TrainConfig(**{k: v for k, v in (self.settings or {}).items() if k == "max_bad_share"}).max_bad_share
 
-    def save(
-        self,
-        path: str | Path,  # NAME.safetensors
-    ) -> Path:
-        "Model, classes, parameters and projector in one file that holds no code; ValueError for another suffix."
-        check_is_fitted(self)
-        if Path(path).suffix != ".safetensors":
-            raise ValueError(f"expected a file that ends in .safetensors, got {str(path)!r}")
-        params = {k: as_plain(v) for k, v in self.get_params().items() if k != "run_dir"} | dict(
-            random_state=seed_of(self.random_state)
-        )
-        about = json.dumps(
-            dict(
-                classes=class_names(self.classes_) if self.classes_.dtype.kind in "SM" else self.classes_.tolist(),
-                dtype=self.classes_.dtype.str,
-                params=params,
-            )
-        )
-        path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(Path(path)) as beside:
-            to_safetensors(self.model_, beside, self.projector_, classifier=about)
-        return Path(path)
 
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,  # from `save` or `export`, or a run directory or its last.ckpt
-    ) -> FewLabelClassifier:  # fitted; without the training images
-        """The classifier in a file, or the model of a run; ValueError for a file that is neither, errors as
-        `load_predictor`."""
-        path = Path(path).expanduser()
-        if path.suffix in set(EXPORTS) - {".safetensors"}:
-            raise ValueError(
-                f"expected a file of FewLabelClassifier.save, a run directory or its last.ckpt, got {path.name!r}, "
-                f"which was exported for other programs: save the classifier as .safetensors too"
-            )
-        model = load_predictor(path)
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("classifier", "{}"))
-                projector = {
-                    k.removeprefix("training."): file.get_tensor(k) for k in file.keys() if k.startswith("training.")
-                }
-        else:  # of a run
-            checkpoint = read_checkpoint(path / "last.ckpt" if path.is_dir() else path)
-            config, about = checkpoint["semissl"]["config"], {}
-            projector = {
-                k.removeprefix("projector."): v
-                for k, v in checkpoint["state_dict"].items()
-                if k.startswith("projector.")
-            }
-            about = dict(
-                params={k: config[k] for k in cls().get_params() if k in config and k != "run_dir"}
-                | dict(random_state=config["seed"])
-            )
-        about = dict(params={}, classes=list(model.classes), dtype=None) | about
-        params, classes = about["params"], np.array([])
-        with suppress(TypeError, ValueError):
-            classes = np.array(
-                [v.encode() for v in about["classes"]] if (about["dtype"] or "")[1:2] == "S" else about["classes"],
-                dtype=about["dtype"],
-            )
-        if (
-            not isinstance(params, dict)
-            or set(params) - set(cls().get_params())
-            or class_names(classes) != list(model.classes)
-        ):
-            raise ValueError(
-                f"expected a classifier with its parameters and classes in {path.name}, got {sorted(about)}, which do "
-                f"not fit the model"
-            )
-        found = cls(**params)
-        found.model_, found.projector_, found.classes_ = model, projector, classes
-        return found
+@patch
+def sees(self: FewLabelClassifier) -> bool:
+    "Whether images are looked at by a frozen encoder."
+    return learns_on(self.plan()) == "features"
+
+# %% ../../nbs/use/classifier.ipynb #297a8e31
+@patch
+def config(
+    self: FewLabelClassifier,
+    images: ImageSet,  # to train on
+    run_dir: str,  # where
+) -> TrainConfig:
+    "The run that these parameters and images make."
+    without_labels = dict(labelled_batch_size=0, head_weight=0.0, correlation_weight=0.0, self_train_from=1.0)
+    chosen = {name: getattr(self, name) for name in READ_AS_THEY_ARE} | dict(
+        data="images",
+        labels_per_class=0,
+        image_size=self.image_size if self.sees() else images.images.shape[-1],
+        batch_size=min(self.batch_size, len(images)),
+        seed=seed_of(self.random_state),
+        baselines=False,
+        wandb_project="",
+        run_dir=run_dir,
+    )
+    if wrong := sorted((chosen.keys() | UNREAD) & (self.settings or {}).keys()):
+        raise ValueError(
+            f"expected settings that a fit reads and that are no parameter of the classifier, got {', '.join(wrong)}"
+        )
+    return TrainConfig(**chosen | (self.settings or {}) | ({} if len(images.classes) else without_labels))
+
+# %% ../../nbs/use/classifier.ipynb #d59ae8b6
+@patch
+def fit(
+    self: FewLabelClassifier,
+    images: Any,  # see `as_images`
+    y: Any = None,  # see `label_rows`; a CSV or a dict path -> label; None = the labels that the source has
+) -> FewLabelClassifier:
+    """Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones,
+    which `settings` may allow a share of (max_bad_share)."""
+    images, kept, n = images_for(
+        images,
+        chosen_encoder(self.plan()).size if self.sees() else 0,
+        as_plain(self.image_size),
+        self.may_be_bad(),
+        (self.settings or {}).get("fit", "crop"),
+    )
+    images, classes = with_labels(images, kept, n, y)
+    for said in duplicate_report(images):
+        warnings.warn(said, stacklevel=2)
+    before = (self.model_, self.projector_) if self.warm_start and hasattr(self, "model_") else (None, None)
+    with ExitStack() as stack:
+        root = self.run_dir or stack.enter_context(TemporaryDirectory())
+        config = self.config(images, str(Path(root) / f"fit-{training_stamp(self, images, before[0])}"))
+        self.model_, self.projector_ = learn(config, images, *before)
+    self.classes_, self.images_ = classes, images
+    return self
+
+# %% ../../nbs/use/classifier.ipynb #62e85348
+@patch
+def save(
+    self: FewLabelClassifier,
+    path: str | Path,  # NAME.safetensors
+) -> Path:
+    "Model, classes, parameters and projector in one file that holds no code; ValueError for another suffix."
+    check_is_fitted(self)
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"expected a file that ends in .safetensors, got {str(path)!r}")
+    params = {k: as_plain(v) for k, v in self.get_params().items() if k != "run_dir"} | dict(
+        random_state=seed_of(self.random_state)
+    )
+    about = json.dumps(
+        dict(
+            classes=class_names(self.classes_) if self.classes_.dtype.kind in "SM" else self.classes_.tolist(),
+            dtype=self.classes_.dtype.str,
+            params=params,
+        )
+    )
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(Path(path)) as beside:
+        to_safetensors(self.model_, beside, self.projector_, classifier=about)
+    return Path(path)
+
+# %% ../../nbs/use/classifier.ipynb #6453b364
+def kept_in_file(path: Path) -> tuple[dict, dict]:
+    "What `save` wrote, and the tensors of the projector."
+    with safe_open(path, "pt") as file:
+        about = json.loads((file.metadata() or {}).get("classifier", "{}"))
+        parts = [k for k in file.keys() if k.startswith("training.")]
+        return about, {k.removeprefix("training."): file.get_tensor(k) for k in parts}
+
+
+def kept_in_run(path: Path) -> tuple[dict, dict]:
+    "The same from a run directory or its last.ckpt."
+    checkpoint = read_checkpoint(path / "last.ckpt" if path.is_dir() else path)
+    config, weights = checkpoint["semissl"]["config"], checkpoint["state_dict"]
+    params = {k: config[k] for k in FewLabelClassifier().get_params() if k in config and k != "run_dir"}
+    projector = {k.removeprefix("projector."): v for k, v in weights.items() if k.startswith("projector.")}
+    return dict(params=params | dict(random_state=config["seed"])), projector
+
+# %% ../../nbs/use/classifier.ipynb #33eba92f
+@patch(cls_method=True)
+def load(
+    cls: FewLabelClassifier,
+    path: str | Path,  # from `save` or `export`, or a run directory or its last.ckpt
+) -> FewLabelClassifier:  # fitted; without the training images
+    """The classifier in a file, or the model of a run; ValueError for a file that is neither, errors as
+    `load_predictor`."""
+    path = Path(path).expanduser()
+    if path.suffix in set(EXPORTS) - {".safetensors"}:
+        raise ValueError(
+            f"expected a file of FewLabelClassifier.save, a run directory or its last.ckpt, got {path.name!r}, which "
+            f"was exported for other programs: save the classifier as .safetensors too"
+        )
+    model = load_predictor(path)
+    about, projector = kept_in_file(path) if path.suffix == ".safetensors" else kept_in_run(path)
+    about = dict(params={}, classes=list(model.classes), dtype=None) | about
+    params, classes, dtype = about["params"], np.array([]), about["dtype"]
+    with suppress(TypeError, ValueError):
+        named = [v.encode() for v in about["classes"]] if (dtype or "")[1:2] == "S" else about["classes"]
+        classes = np.array(named, dtype=dtype)
+    known = isinstance(params, dict) and not set(params) - set(cls().get_params())
+    if not known or class_names(classes) != list(model.classes):
+        raise ValueError(
+            f"expected a classifier with its parameters and classes in {path.name}, got {sorted(about)}, which do not "
+            f"fit the model"
+        )
+    found = cls(**params)
+    found.model_, found.projector_, found.classes_ = model, projector, classes
+    return found
 
 # %% ../../nbs/use/classifier.ipynb #49f93ba0
 def training_stamp(

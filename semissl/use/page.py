@@ -19,7 +19,7 @@ from .widget import LOOK, VIEW
 from ..run.values import plainly
 
 # %% auto #0
-__all__ = ['PAGE', 'Window', 'Server', 'Answers', 'asked', 'main']
+__all__ = ['PAGE', 'Window', 'Server', 'Answers', 'asked', 'parser', 'main']
 
 # %% ../../nbs/use/page.ipynb #d7df07ed
 class Window:
@@ -162,29 +162,34 @@ def asked(
     )
     return model.suggest(most)
 
-# %% ../../nbs/use/page.ipynb #1d10f916
-def main(
-    words: list[str] | None = None,  # options; None = those of the command line
-) -> None:
-    "The command `semissl-label`; a slip is one sentence and exit code 2."
-    parser = argparse.ArgumentParser(
+# %% ../../nbs/use/page.ipynb #33dbdf92
+def parser() -> argparse.ArgumentParser:
+    "The options of `semissl-label`."
+    p = argparse.ArgumentParser(
         "semissl-label",
         description="Label images in a browser on this machine; each answer is saved at once, and a later call goes "
         "on.",
         allow_abbrev=False,
     )
-    parser.add_argument("images", help="a folder, or .zip files joined by commas")
-    parser.add_argument("--labels", default="labels.csv", help="where the labels go, and are found again (%(default)s)")
-    parser.add_argument("--classes", default="", help="names joined by commas; more can be added while labelling")
-    parser.add_argument(
+    p.add_argument("images", help="a folder, or .zip files joined by commas")
+    p.add_argument("--labels", default="labels.csv", help="where the labels go, and are found again (%(default)s)")
+    p.add_argument("--classes", default="", help="names joined by commas; more can be added while labelling")
+    p.add_argument(
         "--ask",
         type=int,
         default=40,
         help="how many images, those that are worth most; 0 for all, in their order (%(default)s)",
     )
-    parser.add_argument("--port", type=int, default=0, help="0 for one that is free (%(default)s)")
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    o = parser.parse_args(words)
+    p.add_argument("--port", type=int, default=0, help="0 for one that is free (%(default)s)")
+    p.add_argument("--no-browser", action="store_true", help="only print the address")
+    return p
+
+# %% ../../nbs/use/page.ipynb #1d10f916
+def main(
+    words: list[str] | None = None,  # options; None = those of the command line
+) -> None:
+    "The command `semissl-label`; a slip is one sentence and exit code 2."
+    o = parser().parse_args(words)
     with plainly():
         rows = asked(o.images, Path(o.labels), o.ask)
         labeller = Labeller(o.images, o.labels, [c.strip() for c in o.classes.split(",") if c.strip()], order=rows)

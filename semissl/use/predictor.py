@@ -8,8 +8,8 @@ Docs: https://semissl.github.io/semissl/use/predictor.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['CARD', 'check_card', 'Predictor', 'read_checkpoint', 'fill', 'from_checkpoint', 'digest', 'from_safetensors',
-           'load_predictor']
+__all__ = ['CARD', 'check_card', 'Predictor', 'read_checkpoint', 'fill', 'averaged', 'from_checkpoint', 'digest',
+           'from_safetensors', 'load_predictor']
 
 # %% ../../nbs/use/predictor.ipynb #c8b282a5
 import hashlib
@@ -184,6 +184,25 @@ def fill(
         raise ValueError(f"expected finite weights in {name}, got infinite ones or none in {wrong[:3]}")
     return model
 
+# %% ../../nbs/use/predictor.ipynb #7aa50131
+def averaged(
+    state: dict[str, Tensor],  # of a checkpoint
+    seen: dict | None,  # with what its frozen encoder looks, see `check_sight`; None = trained on pixels
+) -> dict[str, Tensor]:  # under the names of `Predictor`
+    "The averaged weights of a checkpoint; a frozen encoder's are not in it and come from where they lie."
+    part = {"0": "encoder", "1": "head"}  # the average is Sequential(encoder, head)
+    state = {str(k): v for k, v in state.items()}
+    found = {k.removeprefix("ema.model."): v for k, v in state.items() if k.startswith("ema.model.")}
+    weights = {f"{part.get(k[:1], k[:1])}{k[1:]}": v for k, v in found.items()}
+    if seen:  # the checkpoint has the adapter; the frozen encoder comes from where its weights are
+        weights = {k.replace("encoder.", "encoder.adapter.", 1): v for k, v in weights.items()} | {
+            f"encoder.looker.{k}": v for k, v in sight_of(seen).looker.state_dict().items()
+        }
+        weights |= {k.replace("basis.", "encoder.basis.", 1): v for k, v in state.items() if k.startswith("basis.")} | {
+            k: v for k, v in state.items() if k.startswith("answer.")
+        }
+    return weights
+
 # %% ../../nbs/use/predictor.ipynb #b66af69b
 def from_checkpoint(
     path: Path,  # last.ckpt of a run
@@ -217,17 +236,7 @@ def from_checkpoint(
         temperature=about.get("temperature", 1.0),
         fit=config.fit,
     ) | (dict(sight=seen) if seen else {})
-    part = {"0": "encoder", "1": "head"}  # the average is Sequential(encoder, head)
-    found = {k.removeprefix("ema.model."): v for k, v in state.items() if str(k).startswith("ema.model.")}
-    weights = {f"{part.get(k[0], k[0])}{k[1:]}": v for k, v in found.items()}
-    if seen:  # the checkpoint has the adapter; the frozen encoder comes from where its weights are
-        weights = {k.replace("encoder.", "encoder.adapter.", 1): v for k, v in weights.items()} | {
-            f"encoder.looker.{k}": v for k, v in sight_of(seen).looker.state_dict().items()
-        }
-        weights |= {k.replace("basis.", "encoder.basis.", 1): v for k, v in state.items() if k.startswith("basis.")} | {
-            k: v for k, v in state.items() if k.startswith("answer.")
-        }
-    return fill(card, weights, path.name)
+    return fill(card, averaged(state, seen), path.name)
 
 # %% ../../nbs/use/predictor.ipynb #4c9e5a8f
 def digest(
