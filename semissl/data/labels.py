@@ -1,4 +1,4 @@
-"""Labels of any kind to numbers: names, integers, dates, columns with gaps. What is no label is -1, and a doubtful case is said.
+"""Labels of any kind to numbers: names, integers, dates, columns with gaps. What is no label is -1.
 
 Docs: https://semissl.github.io/semissl/data/labels.html.md"""
 

@@ -1,4 +1,4 @@
-"""What people hold in their hands, as one `ImageSet`: a folder, one picture, a list of any kind, an array in any layout, a data set of another library.
+"""What people hold in their hands, as one `ImageSet`: a folder, a picture, a list, an array, a data set.
 
 Docs: https://semissl.github.io/semissl/data/pictures.html.md"""
 

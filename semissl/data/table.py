@@ -1,4 +1,4 @@
-"""Labels from a spreadsheet: read as people's programs write them, matched with the images as people's folders name them.
+"""Labels from a spreadsheet: read as people's programs write them, matched as people name folders.
 
 Docs: https://semissl.github.io/semissl/data/table.html.md"""
 

@@ -101,8 +101,10 @@ def pack_new(
 BEGIN = """
 import importlib.util, json, pathlib, subprocess, sys
 job = json.loads(pathlib.Path("/{base}/job.json").read_text())
-if importlib.util.find_spec("semissl") is None: subprocess.run([sys.executable, "-m", "pip", "install", "-q", job["install"]], check=True)
-process = subprocess.Popen([sys.executable, "-c", "from semissl.many.colab import remote; remote()"], stdin=subprocess.PIPE, text=True, start_new_session=True)
+if importlib.util.find_spec("semissl") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", job["install"]], check=True)
+program = [sys.executable, "-c", "from semissl.many.colab import remote; remote()"]
+process = subprocess.Popen(program, stdin=subprocess.PIPE, text=True, start_new_session=True)
 process.stdin.write(json.dumps(job))
 process.stdin.close()
 """

@@ -1,4 +1,4 @@
-"""What the notebooks of this floor are tried on: a notebook that does next to nothing, and a run that trains no network.
+"""What the notebooks of this floor are tried on: a notebook with next to nothing, a run without a network.
 
 Docs: https://semissl.github.io/semissl/many/example.html.md"""
 

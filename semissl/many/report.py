@@ -134,10 +134,14 @@ def report_blocks(
     )
 
 # %% ../../nbs/many/report.ipynb #e1a0000b
-REPORT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+REPORT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
-body {{font: 16px/1.5 system-ui, sans-serif; color: #22262b; margin: 2rem auto; max-width: 54rem; padding: 0 1rem}} img {{max-width: 100%; display: block; margin: 1.5rem 0}}
-div {{overflow-x: auto}} table {{border-collapse: collapse; font-size: 14px}} th, td {{padding: .3rem .7rem; border-bottom: 1px solid #e6e8ec; text-align: left; white-space: nowrap}} th {{border-bottom: 2px solid #6b7280}}
+body {{font: 16px/1.5 system-ui, sans-serif; color: #22262b; margin: 2rem auto; max-width: 54rem; padding: 0 1rem}}
+img {{max-width: 100%; display: block; margin: 1.5rem 0}}
+div {{overflow-x: auto}} table {{border-collapse: collapse; font-size: 14px}}
+th, td {{padding: .3rem .7rem; border-bottom: 1px solid #e6e8ec; text-align: left; white-space: nowrap}}
+th {{border-bottom: 2px solid #6b7280}}
 </style>
 {body}
 </html>

@@ -65,21 +65,28 @@ def collect(
     return table
 
 # %% ../../nbs/many/results.ipynb #b0000043
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 body {{font: 15px/1.45 system-ui, sans-serif; color: #22262b; margin: 2rem auto; max-width: 76rem; padding: 0 1rem}}
-div {{overflow-x: auto}} table {{border-collapse: collapse}} th, td {{padding: .3rem .7rem; border-bottom: 1px solid #e6e8ec; text-align: left; white-space: nowrap}}
-th {{cursor: pointer; border-bottom: 2px solid #6b7280}} td.n {{text-align: right; font-variant-numeric: tabular-nums}} td.error {{color: #c43d2f; white-space: normal; min-width: 16rem}}
+div {{overflow-x: auto}} table {{border-collapse: collapse}}
+th, td {{padding: .3rem .7rem; border-bottom: 1px solid #e6e8ec; text-align: left; white-space: nowrap}}
+th {{cursor: pointer; border-bottom: 2px solid #6b7280}}
+td.n {{text-align: right; font-variant-numeric: tabular-nums}}
+td.error {{color: #c43d2f; white-space: normal; min-width: 16rem}}
 .done {{color: #1a8a5a}} .failed {{color: #c43d2f}} a {{color: #1f5fa8}}
 </style>
 <h1>{title}</h1><p>{said}</p><div><table><thead><tr>{head}</tr></thead><tbody>
 {rows}
 </tbody></table></div>
-<p>A click on a heading sorts. The same table with every value of the results: <a href="results.parquet">results.parquet</a>.</p>
+<p>A click on a heading sorts. The same table with every value of the results:
+<a href="results.parquet">results.parquet</a>.</p>
 <script>
 document.querySelectorAll("th").forEach((th, i) => th.onclick = () => {{
-  const body = document.querySelector("tbody"), up = th.dataset.up = th.dataset.up == "1" ? "" : "1", value = tr => tr.cells[i].textContent;
-  [...body.rows].sort((a, b) => (up ? 1 : -1) * (value(a) - value(b) || value(a).localeCompare(value(b)))).forEach(tr => body.append(tr));
+  const body = document.querySelector("tbody"), up = th.dataset.up = th.dataset.up == "1" ? "" : "1";
+  const value = tr => tr.cells[i].textContent;
+  const order = (a, b) => (up ? 1 : -1) * (value(a) - value(b) || value(a).localeCompare(value(b)));
+  [...body.rows].sort(order).forEach(tr => body.append(tr));
 }});
 </script></html>
 """
@@ -144,10 +151,8 @@ def page(
         *(["error"] if table["error"].fillna("").any() else []),
     ]
     said = ", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items()) + f" of {len(table)} runs"
-    head = "".join(
-        f"<th>{html.escape(c.removeprefix('config.').removeprefix('metrics.').replace('_', ' ').replace('.', ', '))}</th>"
-        for c in ["run", *names]
-    )
+    short = lambda c: c.removeprefix("config.").removeprefix("metrics.").replace("_", " ").replace(".", ", ")
+    head = "".join(f"<th>{html.escape(short(c))}</th>" for c in ["run", *names])
     return PAGE.format(
         title=f"Batch {html.escape(root.resolve().name)}",
         said=said,

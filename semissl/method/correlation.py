@@ -1,4 +1,4 @@
-"""The class correlation: representations of a class are driven to correlation 1, those of different classes to -1/(K-1).
+"""The class correlation: 1 within a class, -1/(K-1) between classes.
 
 Docs: https://semissl.github.io/semissl/method/correlation.html.md"""
 

@@ -1,4 +1,4 @@
-"""What stands on the encoder during training: a linear layer for the few labels, a projector for the self-supervised objective.
+"""What stands on the encoder in training: a linear layer for the labels, a projector for the objective.
 
 Docs: https://semissl.github.io/semissl/method/heads.html.md"""
 

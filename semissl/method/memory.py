@@ -1,4 +1,4 @@
-"""What a step will need is measured on two images before training; what does not fit goes through in pieces, and what cannot fit is one sentence.
+"""What a step will need is measured before training; what does not fit goes through in pieces.
 
 Docs: https://semissl.github.io/semissl/method/memory.html.md"""
 

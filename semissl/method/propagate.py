@@ -1,4 +1,4 @@
-"""Labels flow from the few to the many over the graph of nearest neighbours, and the classes end with their frequencies.
+"""Labels flow from the few to the many over the graph of nearest neighbours, with their frequencies.
 
 Docs: https://semissl.github.io/semissl/method/propagate.html.md"""
 
@@ -81,7 +81,7 @@ def transport(
         u = 1 / (a @ v)
     else:
         warnings.warn(
-            f"expected class shares within {within:.0%} after {most} rounds, got one {error:.0%} off with tau={tau}",
+            f"expected class shares within {within:.0%} after {most} rounds, got one {error:.1%} off with tau={tau}",
             stacklevel=2,
         )
     p[:, real] = u[:, None] * a * v

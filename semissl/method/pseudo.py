@@ -38,8 +38,8 @@ RULES = {"softmatch": softmatch, "fixmatch": fixmatch, "freematch": freematch}
 
 # %% ../../nbs/method/pseudo.ipynb #80830aeb
 class PseudoLabels(nn.Module):
-    """A teacher's probabilities to labels and the weight each deserves; ValueError for an unknown alignment or rule, or a
-    threshold outside [0, 1]."""
+    """A teacher's probabilities to labels and the weight each deserves; ValueError for an unknown alignment or rule, or
+    a threshold outside [0, 1]."""
 
     def __init__(
         self,

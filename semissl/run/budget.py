@@ -1,4 +1,4 @@
-"""A budget of time is the whole wait: loading, training, baselines, measuring and the answers. What is for the training is worked out before it begins, and said.
+"""A budget of time is the whole wait, divided before training begins.
 
 Docs: https://semissl.github.io/semissl/run/budget.html.md"""
 

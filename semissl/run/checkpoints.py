@@ -83,42 +83,40 @@ class Checkpoints(Callback):
         config: TrainConfig,  # whose checkpoint it is
         epochs: int,  # between two checkpoints; 0 = by time only
     ):
-        self.path, self.config, self.epochs, self.io = (
-            folder and folder / "last.ckpt",
-            config,
-            epochs,
-            WholeCheckpoints(),
-        )
+        self.path, self.config, self.epochs = folder and folder / "last.ckpt", config, epochs
+        self.io = WholeCheckpoints()
         self.asked, self.saved, self.pause = False, time.monotonic(), self.EVERY  # a clock that never jumps
 
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        "Ctrl-C finishes the step and keeps it, a second Ctrl-C does not wait; afterwards the signal is what it was."
-        alone, before = (
-            self.config.devices * self.config.nodes == 1,
-            signal.getsignal(signal.SIGINT) or signal.default_int_handler,
-        )
+# %% ../../nbs/run/checkpoints.ipynb #ca2fa4dc
+@patch
+@contextmanager
+def interruptible(self: Checkpoints) -> Iterator[None]:
+    "Ctrl-C finishes the step and keeps it, a second Ctrl-C does not wait; afterwards the signal is what it was."
+    alone, before = (
+        self.config.devices * self.config.nodes == 1,
+        signal.getsignal(signal.SIGINT) or signal.default_int_handler,
+    )
 
-        def ask(*_):
-            if self.asked:
-                raise KeyboardInterrupt
-            self.asked = True
+    def ask(*_):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
-        mine = threading.current_thread() is threading.main_thread()
-        if mine and alone and before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, ask)
-        try:
-            yield
-        except SystemExit as err:  # Lightning's way to say so
-            # it would be an exit code of 0
-            if isinstance(err, SIGTERMException):
-                raise SystemExit(143) from err
-            if not isinstance(err.__context__, KeyboardInterrupt):
-                raise
-            raise KeyboardInterrupt("training was interrupted; the same call goes on from its last checkpoint") from err
-        finally:
-            if mine:
-                signal.signal(signal.SIGINT, before)
+    mine = threading.current_thread() is threading.main_thread()
+    if mine and alone and before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    except SystemExit as err:  # Lightning's way to say so
+        # it would be an exit code of 0
+        if isinstance(err, SIGTERMException):
+            raise SystemExit(143) from err
+        if not isinstance(err.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt("training was interrupted; the same call goes on from its last checkpoint") from err
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/run/checkpoints.ipynb #f0af05f9
 @patch

@@ -85,7 +85,7 @@ def left_out(
     task: Task,  # on features
     card: dict,  # of its checkpoint
 ) -> tuple[list, list, int]:  # (4, n, K) of the readers and (n,) labels, a pair for each fold, and the number of folds
-    "What the readers say of labels that they have not seen: those of the validation, or of short trainings without them."
+    "What the readers say of labels they have not seen: the validation's, or those left out of short trainings."
     y = task.train.labels
     fewest = min(y[y >= 0].unique(return_counts=True)[1].tolist(), default=0)
     n = min(config.calibration_folds or 3, fewest)

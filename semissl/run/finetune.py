@@ -1,4 +1,4 @@
-"""The encoder that looked, trained further on the labelled images alone: what many would do first. It stands beside a result on features, where there is time for it.
+"""The encoder that looked, trained further on the labels alone: what many would do first.
 
 Docs: https://semissl.github.io/semissl/run/finetune.html.md"""
 

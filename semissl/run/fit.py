@@ -154,7 +154,7 @@ def looked(
     leader: bool,  # whether this process tells
     gone: float,  # seconds of the wait so far
 ) -> tuple[Task, Sight | None]:  # the task on features and what looked, or the task as it is
-    "What is learnt from; ValueError for labels that cannot be dealt as asked, and for steps without labels on features."
+    "What is learnt from; ValueError for labels that cannot be dealt as asked, and for features without labels."
     if leader and (told := expectation(config)):
         print(f"Runs nearest to this one:\n{told}")
     if task.validation is None:
@@ -289,16 +289,9 @@ def run(
     left = budget - done.recorder.earlier - clock.wait() if budget else 120.0
     baselines = compared(config, task, sight, done.others, read, left)
     last = read_card(run_dir / "last.ckpt")
-    wait = done.recorder.earlier + clock.wait()
-    result = dict(
-        config=asdict(config),
-        data=about_data(task, sight, images, done.card, last),
-        metrics=metrics,
-        baselines=baselines,
-        cost=about_cost(config, run_dir, steps, wait, parts, last),
-        versions=versions(),
-        commit=commit(),
-    )
+    result = dict(config=asdict(config), data=about_data(task, sight, images, done.card, last), metrics=metrics)
+    cost = about_cost(config, run_dir, steps, done.recorder.earlier + clock.wait(), parts, last)
+    result |= dict(baselines=baselines, cost=cost, versions=versions(), commit=commit())
     if leader:
         keep(run_dir, result, task, done, before, after, draw)
     if torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""A busy neighbour on the same processor makes training on all cores several times slower than on one. So the pace is watched, and the faster way taken.
+"""A busy neighbour makes training on all cores slower than on one: the pace is watched.
 
 Docs: https://semissl.github.io/semissl/run/threads.html.md"""
 

@@ -128,9 +128,12 @@ def trainer_of(config: TrainConfig, callbacks: list[Callback], keeper: Checkpoin
     )
 
 # %% ../../nbs/run/train.ipynb #b44e2c97
-USUAL = ".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|LeafSpec).*"
+USUAL = (
+    ".*(does not have many workers|Checkpoint directory|GPU available but not used|in eval mode at the start|"
+    "LeafSpec).*"
+)
 
-
+# %% ../../nbs/run/train.ipynb #a171ca40
 def train(
     model: SemiSSL,  # its weights are trained
     config: TrainConfig,  # epochs, devices, precision and the batch are read

@@ -8,7 +8,8 @@ Docs: https://semissl.github.io/semissl/use/labeller.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['KEYS', 'Labels', 'check_name', 'Labeller', 'picture', 'widget_class', 'widget_of', 'first_open', 'show', 'respond']
+__all__ = ['KEYS', 'Labels', 'check_name', 'named', 'Labeller', 'picture', 'widget_class', 'widget_of', 'first_open', 'show',
+           'respond']
 
 # %% ../../nbs/use/labeller.ipynb #ee73f753
 import base64
@@ -84,6 +85,13 @@ def check_name(
     return name
 
 # %% ../../nbs/use/labeller.ipynb #dcbe2e06
+def named(image: int | str | Path, names: list[str]) -> str:
+    "A row or a path as the name of an image."
+    if isinstance(image, (int, np.integer)):
+        return names[int(image)]
+    return image.as_posix() if isinstance(image, Path) else str(image)
+
+# %% ../../nbs/use/labeller.ipynb #3a9cd715
 class Labeller:
     """Images, classes and labels.csv; shown in a notebook it is the widget. ValueError for an unknown path or a bad
     class name."""
@@ -102,18 +110,7 @@ class Labeller:
         names = self.images.paths if isinstance(self.images, ImageSet) else [e.name for e in self.images]
         self.row, self.where, self.classes = {name: i for i, name in enumerate(names)}, {}, []
         self.roots = [str(p) for p in (Path(source), Path(source).resolve())] if isinstance(source, (str, Path)) else []
-        self.order = (
-            list(names)
-            if order is None
-            else [
-                names[int(i)]
-                if isinstance(i, (int, np.integer))
-                else str(i)
-                if not isinstance(i, Path)
-                else i.as_posix()
-                for i in order
-            ]
-        )
+        self.order = list(names) if order is None else [named(i, names) for i in order]
         if unknown := [p for p in self.order if p not in self.row]:
             raise ValueError(f"expected paths of the images to label, got {len(unknown)} others, first {unknown[:3]}")
         for name in classes:

@@ -8,10 +8,11 @@ Docs: https://semissl.github.io/semissl/use/learn.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['images_for', 'with_labels', 'warm', 'only_seen', 'learn']
+__all__ = ['images_for', 'with_labels', 'warm', 'only_seen', 'begin_with', 'projector_in', 'learn']
 
 # %% ../../nbs/use/learn.ipynb #1fb12a64
 import warnings
+from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -151,6 +152,30 @@ def only_seen(
     return model
 
 # %% ../../nbs/use/learn.ipynb #151c4bb1
+def begin_with(
+    before: Predictor | None,  # of the last training
+    projector: dict[str, Tensor] | None,  # and its projector
+    classes: list[str],  # of this one
+) -> Callable:  # model -> None
+    "What gives a model the weights of the last training. On features learning takes seconds: it begins anew."
+
+    def begin(model):
+        if before is None or model.answer is not None:
+            return
+        if before.answer is None:
+            warm(model, before, projector, classes)
+        else:
+            told = "the last training learnt on features, this one learns on pixels: it begins anew"
+            warnings.warn(told, stacklevel=2)
+
+    return begin
+
+
+def projector_in(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The projector's part of a checkpoint's weights."
+    return {k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")}
+
+# %% ../../nbs/use/learn.ipynb #d687851d
 def learn(
     config: TrainConfig,  # run_dir says where
     images: ImageSet,  # labels -1 but for the labelled ones
@@ -167,41 +192,23 @@ def learn(
     folder, size, classes, sight = Path(config.run_dir), images.images.shape[-1], list(images.classes), None
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
-    # what cannot be dealt is said now, not after the training
-    if len(rows):
+    if len(rows):  # what cannot be dealt is said now, not after the training
         folds(images.labels, config.calibration_folds)
     if learns_on(config) == "features":
         task, sight = seen_by(config, task)
         if not len(rows):
             return only_seen(sight), {}
-    config = fitting(config, task)
+    config, begin = fitting(config, task), begin_with(before, projector, classes)
     total_steps = steps_of(config, task)
     model = build(config, max(2, len(classes)), size, total_steps, sight=sight)
-
-    def begin(model):
-        # what was seen is kept, and learning from it takes seconds: it begins anew
-        if before is None or sight is not None:
-            return
-        if before.answer is None:
-            warm(model, before, projector, classes)
-        else:
-            warnings.warn(
-                "the last training learnt on features, this one learns on pixels: it begins anew", stacklevel=2
-            )
-
     begin(model)
-    model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps) | (
-        dict(sight=sight.card) if sight else {}
-    )
+    model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps)
+    model.card |= dict(sight=sight.card) if sight else {}
     folder.mkdir(parents=True, exist_ok=True)
     train(model, config, task, Recorder(folder / "metrics.csv"), folder)
     model.card["total_steps"] = model.total_steps  # what a budget of time has come to
     if len(rows):
         temperature = calibrate(model, config, task, model.card, folder, begin)
-        keep_in_card(
-            folder / "last.ckpt", {"answer.mix": model.answer.mix.cpu()} if sight else None, temperature=temperature
-        )
-    state = read_checkpoint(folder / "last.ckpt")["state_dict"]
-    return load_predictor(folder), {
-        k.removeprefix("projector."): v for k, v in state.items() if k.startswith("projector.")
-    }
+        mix = {"answer.mix": model.answer.mix.cpu()} if sight else None
+        keep_in_card(folder / "last.ckpt", mix, temperature=temperature)
+    return load_predictor(folder), projector_in(read_checkpoint(folder / "last.ckpt")["state_dict"])

@@ -1,4 +1,4 @@
-"""The labeller without a notebook: `semissl-label photos` opens it in a browser on this machine, and each answer is on the disk before the next picture is drawn.
+"""The labeller without a notebook: `semissl-label photos` opens it in a browser on this machine.
 
 Docs: https://semissl.github.io/semissl/use/page.html.md"""
 
@@ -44,8 +44,11 @@ class Window:
         return {k: v for k, v in vars(self).items() if k != "reply"}
 
 # %% ../../nbs/use/page.ipynb #83f38447
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>label images</title>
-<style>:root {{ color-scheme: light dark }} body {{ margin: 12px auto; max-width: 46rem; font: 15px system-ui, sans-serif }} {look}</style></head><body><main id="labeller"></main>
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>label images</title>
+<style>:root {{ color-scheme: light dark }}
+body {{ margin: 12px auto; max-width: 46rem; font: 15px system-ui, sans-serif }} {look}</style></head>
+<body><main id="labeller"></main>
 <script type="module">
 {view}
 const state = {state}, heard = {{}}, about = "/say?word={word}"
@@ -54,16 +57,19 @@ const model = {{
   on: (event, act) => (heard[event] ??= new Set()).add(act),
   off: (event, act) => heard[event]?.delete(act),
   send: async (message) => {{
-    const answer = await fetch(about, {{ method: "POST", body: JSON.stringify({{ ...message, window: "{window}" }}) }}).catch(() => null)
-    if (!answer?.ok) return                                          // the command has ended: the status line says that it is not saved
-    const told = await answer.json(), changed = Object.keys(told.state).filter((k) => JSON.stringify(told.state[k]) !== JSON.stringify(state[k]))
+    const body = JSON.stringify({{ ...message, window: "{window}" }})
+    const answer = await fetch(about, {{ method: "POST", body }}).catch(() => null)
+    if (!answer?.ok) return // the command has ended: the status line says that it is not saved
+    const told = await answer.json(), same = (k) => JSON.stringify(told.state[k]) === JSON.stringify(state[k])
+    const changed = Object.keys(told.state).filter((k) => !same(k))
     Object.assign(state, told.state)
     for (const name of changed) heard[`change:${{name}}`]?.forEach((act) => act())
     heard["msg:custom"]?.forEach((act) => act(told.reply))
   }},
 }}
 render({{ model, el: document.getElementById("labeller") }})
-const keys = () => document.querySelector(".semissl").focus({{ preventScroll: true }})   // on a page of its own the keys are the labeller's from the start
+// on a page of its own the keys are the labeller's from the start
+const keys = () => document.querySelector(".semissl").focus({{ preventScroll: true }})
 keys(); addEventListener("focus", keys)
 </script></body></html>"""
 

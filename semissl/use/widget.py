@@ -8,18 +8,21 @@ Docs: https://semissl.github.io/semissl/use/widget.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['LOOK', 'VIEW']
+__all__ = ['LOOK', 'STATE', 'TOOLS', 'DRAW', 'KEYS_AND_NEWS', 'VIEW']
 
 # %% ../../nbs/use/widget.ipynb #ef9452de
 LOOK = """
-.semissl { font: 15px/1.4 system-ui, sans-serif; color: inherit; max-width: 44rem; padding: 6px; outline: none; border: 2px solid transparent; border-radius: 8px }
+.semissl { font: 15px/1.4 system-ui, sans-serif; color: inherit; max-width: 44rem; padding: 6px;
+  outline: none; border: 2px solid transparent; border-radius: 8px }
 .semissl:focus, .semissl:focus-within { border-color: #1a73e8 }
 .semissl .status { display: flex; gap: 8px; align-items: center; flex-wrap: wrap; min-height: 1.6em }
 .semissl .status.wrong { color: #c5221f; font-weight: 600 }
 .semissl progress { flex: 1 1 8rem; accent-color: #1a73e8 }
 .semissl .stage { display: grid; justify-content: center; margin: 6px 0 }
-.semissl figure { margin: 0; padding: 3px; border: 3px solid transparent; border-radius: 8px; text-align: center; min-width: 0 }
-.semissl figure img, .semissl figure .none { width: min(100%, 320px); aspect-ratio: 1; object-fit: contain; border-radius: 4px; display: block; margin: 0 auto }
+.semissl figure { margin: 0; padding: 3px; border: 3px solid transparent; border-radius: 8px;
+  text-align: center; min-width: 0 }
+.semissl figure img, .semissl figure .none { width: min(100%, 320px); aspect-ratio: 1;
+  object-fit: contain; border-radius: 4px; display: block; margin: 0 auto }
 .semissl figure .none { display: grid; place-items: center; border: 1px dashed currentColor; box-sizing: border-box }
 .semissl figcaption { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: 13px }
 .semissl:not(.grid) figure { width: min(100%, 340px); box-sizing: border-box }
@@ -30,74 +33,106 @@ LOOK = """
 .semissl figure.done figcaption { font-weight: 600 }
 .semissl .classes, .semissl .tools, .semissl .new { display: flex; flex-wrap: wrap; gap: 6px; align-items: center }
 .semissl .classes { margin-bottom: 8px }
-.semissl button, .semissl input { font: inherit; color: inherit; min-height: 44px; padding: 4px 12px; border: 1px solid #8888; border-radius: 8px; background: #8881; box-sizing: border-box }
+.semissl button, .semissl input { font: inherit; color: inherit; min-height: 44px; padding: 4px 12px;
+  border: 1px solid #8888; border-radius: 8px; background: #8881; box-sizing: border-box }
 .semissl button { cursor: pointer; display: inline-flex; gap: 7px; align-items: center; touch-action: manipulation }
 .semissl button:hover { background: #8883 }
 .semissl button:focus-visible, .semissl input:focus-visible { outline: 2px solid #1a73e8; outline-offset: 1px }
 .semissl .classes button { font-weight: 600 }
 .semissl .classes button.here { background: #1a73e8; color: #fff; border-color: #1a73e8 }
 .semissl input { width: 9rem }
-.semissl kbd { font: 12px ui-monospace, monospace; border: 1px solid #8888; border-radius: 4px; padding: 0 5px; opacity: .8; background: none; color: inherit; box-shadow: none }
+.semissl kbd { font: 12px ui-monospace, monospace; border: 1px solid #8888; border-radius: 4px; padding: 0 5px;
+  opacity: .8; background: none; color: inherit; box-shadow: none }
 .semissl small { opacity: .7; font-weight: 400 }
 """
 
 # %% ../../nbs/use/widget.ipynb #f08afee0
-VIEW = """
+STATE = """
 function render({ model, el }) {
-  const make = (tag, props = {}, ...inside) => { const e = Object.assign(document.createElement(tag), props); e.append(...inside); return e }
+  const make = (tag, props = {}, ...inside) => {
+    const e = Object.assign(document.createElement(tag), props)
+    e.append(...inside)
+    return e
+  }
   const root = make("div", { className: "semissl", tabIndex: 0 })
   root.dataset.lmSuppressShortcuts = "true"                      // JupyterLab must not take the digits for its own
   root.setAttribute("role", "group")
-  root.setAttribute("aria-label", "Label images: number keys give a class, S skips, U undoes, N adds a class, G shows the grid, arrows move")
+  const keysAre = "number keys give a class, S skips, U undoes, N adds a class, G shows the grid, arrows move"
+  root.setAttribute("aria-label", `Label images: ${keysAre}`)
   const status = make("div", { className: "status", role: "status" }), stage = make("div", { className: "stage" })
   const classes = make("div", { className: "classes" }), tools = make("div", { className: "tools" })
   root.append(status, stage, classes, tools); el.append(root)
   let at = 0, grid = model.get("grid"), problem = ""
-  const open = new Map()                                         // messages that the kernel has not answered: id -> time
+  const open = new Map()   // messages that the kernel has not answered: id -> time
 
   const page = () => model.get("page"), now = () => page()[at]
   const send = (what) => {
-    const id = Math.random().toString(36).slice(2); open.set(id, Date.now()); problem = ""; model.send({ ...what, id }); told()
+    const id = Math.random().toString(36).slice(2); open.set(id, Date.now())
+    problem = ""; model.send({ ...what, id }); told()
   }
-  const next = () => { const free = page().findIndex((p, i) => i > at && p.label === null); at = free >= 0 ? free : Math.min(at + 1, page().length - 1) }
-  const give = (label) => { if (!now()) return; const path = now().path; now().label = label; next(); draw(); send({ do: "label", path, label }) }
+  const next = () => {
+    const free = page().findIndex((p, i) => i > at && p.label === null)
+    at = free >= 0 ? free : Math.min(at + 1, page().length - 1)
+  }
+  const give = (label) => {
+    if (!now()) return
+    const path = now().path
+    now().label = label; next(); draw(); send({ do: "label", path, label })
+  }
   const turn = (by) => {
     if (page()[at + by]) { at += by; draw() } else send({ do: "turn", by: Math.sign(by) })
   }
-  const actions = { s: () => give(""), u: () => send({ do: "undo" }), n: () => field.focus(), g: () => { grid = !grid; draw() } }
+  const both = () => { grid = !grid; draw() }
+  const actions = { s: () => give(""), u: () => send({ do: "undo" }), n: () => field.focus(), g: () => both() }
 
-  const field = make("input", { type: "text", placeholder: "new class", enterKeyHint: "done" })
+"""
+
+# %% ../../nbs/use/widget.ipynb #1634f1f4
+TOOLS = """  const field = make("input", { type: "text", placeholder: "new class", enterKeyHint: "done" })
   field.setAttribute("aria-label", "name of a new class; Enter adds it and gives it to this image")
-  const add = () => { const name = field.value.trim(); if (name && now()) { send({ do: "add", label: name, path: now().path }); field.value = ""; next(); root.focus() } }
-  const button = (text, key, act, hint) => { const b = make("button", { type: "button", title: hint, onclick: act }, make("kbd", {}, key), text); return b }
+  const add = () => {
+    const name = field.value.trim()
+    if (name && now()) { send({ do: "add", label: name, path: now().path }); field.value = ""; next(); root.focus() }
+  }
+  const button = (text, key, act, hint) =>
+    make("button", { type: "button", title: hint, onclick: act }, make("kbd", {}, key), text)
   const which = button("grid", "G", actions.g, "one image at a time, or a grid")
-  tools.append(button("skip", "S", actions.s, "leave this image without a label"), button("undo", "U", actions.u, "take back the last decision"), which,
+  tools.append(button("skip", "S", actions.s, "leave this image without a label"),
+    button("undo", "U", actions.u, "take back the last decision"), which,
     button("", "\\u2190", () => turn(-1), "previous image"), button("", "\\u2192", () => turn(1), "next image"),
     make("span", { className: "new" }, field, button("add", "N", add, "add the class and give it to this image")))
 
   const told = () => {
     const late = [...open.values()].some((t) => Date.now() - t > 4000)
-    const saved = problem ? `NOT SAVED: ${problem}` : late ? `${open.size} not saved yet: is the kernel busy or gone?` : open.size ? "saving" : "saved"
+    const waiting = late ? `${open.size} not saved yet: is the kernel busy or gone?` : open.size ? "saving" : "saved"
+    const saved = problem ? `NOT SAVED: ${problem}` : waiting
     status.classList.toggle("wrong", Boolean(problem) || late)
     const left = make("progress", { max: model.get("total"), value: model.get("labelled") + model.get("skipped") })
     left.setAttribute("aria-label", "images decided")
-    status.replaceChildren(left, make("span", {}, `${model.get("labelled")} labelled, ${model.get("skipped")} skipped, of ${model.get("total")} \\u00b7 ${saved}`))
+    const counted = `${model.get("labelled")} labelled, ${model.get("skipped")} skipped, of ${model.get("total")}`
+    status.replaceChildren(left, make("span", {}, `${counted} \\u00b7 ${saved}`))
   }
   const picture = (p, i) => {
     const f = make("figure", { className: i === at ? "here" : "", onclick: () => { at = i; draw() } })
-    f.append(p.src ? make("img", { src: p.src, alt: p.path, draggable: false }) : make("div", { className: "none" }, "cannot be read"),
+    const none = () => make("div", { className: "none" }, "cannot be read")
+    f.append(p.src ? make("img", { src: p.src, alt: p.path, draggable: false }) : none(),
       make("figcaption", {}, p.label === null ? (grid ? "\\u00a0" : p.path) : p.label === "" ? "skipped" : p.label))
     f.classList.toggle("done", p.label !== null)
     return f
   }
-  const draw = () => {
+"""
+
+# %% ../../nbs/use/widget.ipynb #81b7aa6d
+DRAW = """  const draw = () => {
     at = Math.min(at, Math.max(0, page().length - 1))
     const names = model.get("classes"), counts = model.get("counts"), keys = model.get("letters")
-    const held = [...classes.children].indexOf(root.getRootNode().activeElement)   // a class button that has the focus keeps it
+    // a class button that has the focus keeps it
+    const held = [...classes.children].indexOf(root.getRootNode().activeElement)
     root.classList.toggle("grid", grid)
     stage.replaceChildren(...page().map(picture).filter((_, i) => grid || i === at))
     classes.replaceChildren(...names.map((name, k) => {
-      const b = make("button", { type: "button", onclick: () => give(name) }, make("kbd", {}, (keys[k] || "").toUpperCase()), name, make("small", {}, String(counts[name] || 0)))
+      const key = make("kbd", {}, (keys[k] || "").toUpperCase()), n = make("small", {}, String(counts[name] || 0))
+      const b = make("button", { type: "button", onclick: () => give(name) }, key, name, n)
       b.classList.toggle("here", Boolean(now()) && now().label === name)
       return b
     }))
@@ -105,11 +140,15 @@ function render({ model, el }) {
     which.lastChild.textContent = grid ? "one" : "grid"
     told()
   }
-  root.addEventListener("keydown", (e) => {
+"""
+
+# %% ../../nbs/use/widget.ipynb #bc6e9bcc
+KEYS_AND_NEWS = """  root.addEventListener("keydown", (e) => {
     e.stopPropagation()
     if (e.ctrlKey || e.metaKey || e.altKey) return
     if (e.target === field) { if (e.key === "Enter") add(); else if (e.key === "Escape") root.focus(); return }
-    const key = e.key.toLowerCase(), k = model.get("letters").indexOf(key), across = grid ? getComputedStyle(stage).gridTemplateColumns.split(" ").length : 1
+    const key = e.key.toLowerCase(), k = model.get("letters").indexOf(key)
+    const across = grid ? getComputedStyle(stage).gridTemplateColumns.split(" ").length : 1
     const step = { arrowleft: -1, arrowright: 1, arrowup: -across, arrowdown: across }[key]
     if (step) turn(step)
     else if (actions[key]) actions[key]()
@@ -132,3 +171,4 @@ function render({ model, el }) {
 }
 export default { render }
 """
+VIEW = STATE + TOOLS + DRAW + KEYS_AND_NEWS
