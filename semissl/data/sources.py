@@ -38,9 +38,9 @@ from .cache import cache_place, cached_files, places_of
 from .table import apply_labels
 
 # %% auto #0
-__all__ = ['PICTURES', 'understood', 'left_aside', 'warn_of_files', 'from_files', 'from_pictures', 'torchvision_dataset',
-           'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images', 'rename_classes',
-           'clear_cache']
+__all__ = ['PICTURES', 'SOURCES', 'understood', 'left_aside', 'warn_of_files', 'from_files', 'from_pictures',
+           'torchvision_dataset', 'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images',
+           'rename_classes', 'clear_cache']
 
 # %% ../../nbs/data/sources.ipynb #ac940b0f
 def understood(
@@ -184,8 +184,8 @@ def from_torchvision(
     name: str,  # a class of torchvision.datasets
     size: int,  # wanted side S; 0 = as they are
     part: str,  # "train" or "test"
-    root: str | Path | None,  # where it keeps its files
     fit: str = "crop",  # see `FITS`
+    root: str | Path | None = None,  # where it keeps its files
 ) -> ImageSet:
     "A torchvision dataset as an `ImageSet`: from its `.data` array where it has one, else image by image."
     data = torchvision_dataset(name, part, root)
@@ -219,6 +219,7 @@ def from_hub(
     size: int,  # wanted side S; 0 = as they are
     part: str,  # its split: "train" or "test"
     fit: str = "crop",  # see `FITS`
+    root: str | Path | None = None,  # not used: the library has its own place
 ) -> ImageSet:
     "A Hugging Face image dataset as an `ImageSet`. ImportError when the `datasets` library is missing."
     try:
@@ -259,9 +260,13 @@ def source_files(
         raise ValueError(f"expected one folder or different .zip files, got {[str(f) for f in files]}")
     return files
 
+# %% ../../nbs/data/sources.ipynb #9337afe4
+# kind -> (name, size, part, fit, root) -> ImageSet
+SOURCES = {"torchvision": from_torchvision, "hf": from_hub}
+
 # %% ../../nbs/data/sources.ipynb #8e11050e
-# "digits", "torchvision:NAME", "hf:OWNER/NAME", a folder, .zip files joined by commas, or (images, labels)
 def load_images(
+    # "digits", "torchvision:NAME", "hf:OWNER/NAME", a folder, .zip files joined by commas, or (images, labels)
     source: str | Path | tuple,
     size: int = 0,  # side S in pixels; 0 = as they are, when all are alike
     part: str = "train",  # "train" (with its unlabelled images) or "test"
@@ -272,9 +277,7 @@ def load_images(
     cache: bool | str | Path = True,
     workers: int = 0,  # decoding processes; 0 = one per core
     root: str | Path | None = None,  # torchvision's folder; None = ~/.cache/semissl
-    # of a picture that is not square "crop" takes the square in its middle, "whole" all of it, with grey
-    # bars
-    fit: str = "crop",
+    fit: str = "crop",  # of a picture that is not square: "crop" takes the middle, "whole" all of it, with grey bars
 ) -> ImageSet:  # all images of that part, decoded
     """Images of any source. ValueError for an unknown source, a part it does not have, or sizes that differ when size
     is 0."""
@@ -282,7 +285,7 @@ def load_images(
         raise ValueError(f"expected part 'train' or 'test', got {part!r}")
     check_fit(fit)
     kind, _, name = str(source).partition(":") if isinstance(source, str) else ("", "", "")
-    if source != "digits" and kind not in ("torchvision", "hf") and not isinstance(source, tuple):
+    if source != "digits" and kind not in SOURCES and not isinstance(source, tuple):
         return from_files(source_files(source), size, part, labels, classes, max_bad_share, cache, workers, fit)
     if isinstance(source, tuple):
         if part == "test":
@@ -292,9 +295,7 @@ def load_images(
         pixels, y, rows = load_digits_part(part)
         images = replace(from_arrays(pixels, y, size=size, source="digits"), paths=tuple(map(str, rows)))
     else:
-        images = (
-            from_torchvision(name, size, part, root, fit) if kind == "torchvision" else from_hub(name, size, part, fit)
-        )
+        images = SOURCES[kind](name, size, part, fit, root)
     if labels:
         return apply_labels(images, labels, classes)
     return images if classes is None else rename_classes(images, classes)

@@ -12,8 +12,7 @@ __all__ = ['images_for', 'with_labels', 'warm', 'only_seen', 'begin_with', 'proj
 
 # %% ../../nbs/use/learn.ipynb #1fb12a64
 import warnings
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
