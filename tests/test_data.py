@@ -25,9 +25,9 @@ def archive(tmp_path):
 def start(archive: Path, slow: float = 0) -> subprocess.Popen:
     "Decode in a process of its own; `slow` seconds more for each picture, so that there is time to kill it."
     code = (
-        "import os, sys, time, torch; from semissl import load_images; from semissl.data import cache; os.setpgid(0, 0)\n"
-        "plain = cache.decode_image\n"
-        f"cache.decode_image = lambda *a, **k: (time.sleep({slow}), plain(*a, **k))[1]\n"
+        "import os, sys, time, torch; from semissl import load_images; from semissl.data import blocks; os.setpgid(0, 0)\n"
+        "plain = blocks.decode_image\n"
+        f"blocks.decode_image = lambda *a, **k: (time.sleep({slow}), plain(*a, **k))[1]\n"
         "x = load_images(sys.argv[1]); print(len(x), int(x.images.long().sum()))"
     )
     return subprocess.Popen(

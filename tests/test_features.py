@@ -89,7 +89,7 @@ def test_two_processes_share_a_look(tmp_path, pixels):
     then has to do is nothing."""
     script = tmp_path / "look.py"
     script.write_text(
-        CODE.replace("import Looker, look", "import Looker, look, look_together")
+        CODE.replace("features import look", "features import look, look_together")
         .replace(
             "seen = look(",
             'mine = look_together(pixels, looker, ["plain", "mirror"], Path(sys.argv[1]), devices=2)\nseen = look(',

@@ -52,7 +52,7 @@ class LabelsFields:
     labels: str = ""  # a CSV file path,label that gives the labels, of test images too; "" for folder names
     labels_per_class: int = -1  # 0 for all; -1 for all of your own, and 4 of a data set that is labelled throughout
     validation_per_class: int = 0  # of these, kept out of training to choose settings by, as the test set never is
-    frequencies: str = "estimated"  # of the classes: or "labels", "uniform", "none", or shares: "cat=0.2,dog=0.8"
+    frequencies: str = "estimated"  # of the classes: or "labels", "uniform", "none", or known shares, see above
 
 # %% ../../nbs/run/config.ipynb #b5a0167d
 @dataclass(frozen=True)
