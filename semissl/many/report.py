@@ -189,7 +189,7 @@ def wandb_report(
     project: str,  # W&B project
     entity: str,  # user or team
     group: str,  # of the runs: the name of the batch's directory
-) -> "wandb_workspaces.reports.v2.Report":  # not yet published
+) -> "wandb_workspaces.reports.v2.Report":  # not yet published  # noqa: F821
     "The report for W&B: its text and tables, and panels over the runs of the batch."
     import wandb_workspaces.reports.v2 as wr
 

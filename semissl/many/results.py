@@ -47,7 +47,7 @@ def row_of(
 # %% ../../nbs/many/results.ipynb #cdfbbfb8
 def collect(
     root: str | Path,  # of a batch
-) -> "pandas.DataFrame":  # one row per run
+) -> "pandas.DataFrame":  # one row per run  # noqa: F821
     "results.parquet and batch.html in the directory of a batch; FileNotFoundError without a run in it."
     import pandas as pd  # half a second that an attempt does without
 
@@ -131,7 +131,7 @@ def page_row(
 
 # %% ../../nbs/many/results.ipynb #4dee9f28
 def page(
-    table: "pandas.DataFrame",  # of `collect`
+    table: "pandas.DataFrame",  # of `collect`  # noqa: F821
     root: Path,  # of the batch
 ) -> str:  # HTML that needs nothing else
     "The batch as a page: what was swept, what came out."

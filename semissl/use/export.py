@@ -119,7 +119,7 @@ def to_onnx(
 ) -> None:
     "An ONNX graph that ONNX Runtime was seen to compute alike; ImportError without onnx, onnxscript and onnxruntime."
     try:
-        import onnx, onnxruntime, onnxscript  # the exporter needs onnxscript
+        import onnx, onnxruntime, onnxscript  # noqa: F401  the exporter needs onnxscript
     except ImportError as err:
         raise ImportError(
             f"expected onnx, onnxscript and onnxruntime for an ONNX file, got {err}: pip install onnx onnxscript "
