@@ -19,9 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastcore.basics import patch
-import papermill
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from traitlets.config import Config
 
 from .grid import Run
 from .state import FilesNamed, read_json, write_json
@@ -34,24 +31,16 @@ def execute(
     cell_timeout: int,  # seconds that one cell may take; 0 = any
 ) -> tuple[int, str]:  # exit code, and what went wrong
     "Execute a notebook in this process and a kernel."
+    import papermill  # seconds that whoever starts the process does without
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
+
     try:
         with tempfile.TemporaryDirectory(prefix="semissl-") as sockets:
-            ipc = (
-                {}
-                if os.name == "nt"
-                else {"config": Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})}
-            )
-            papermill.execute_notebook(
-                notebook,
-                output,
-                parameters,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                execution_timeout=cell_timeout or None,
-                coalesce_streams=True,
-                **ipc,
-            )
+            by_file = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}})
+            how = dict(kernel_name="python3", language="python", progress_bar=False, coalesce_streams=True)
+            how |= dict(execution_timeout=cell_timeout or None) | ({} if os.name == "nt" else dict(config=by_file))
+            papermill.execute_notebook(notebook, output, parameters, **how)
         return 0, ""
     except papermill.PapermillExecutionError as err:
         return 1, f"cell {err.cell_index}: {err.ename}: {err.evalue}"
