@@ -22,16 +22,8 @@ from .work import run_batch
 # %% ../../nbs/many/command.ipynb #b0000056
 def own_notebook() -> str:  # a path
     "train.ipynb of the clone that one stands in, of the clone that is installed, or as it came with the package."
-    here = Path(__file__).parent
-    return next(
-        str(p)
-        for p in (
-            Path("nbs/experiments/train.ipynb"),
-            here.parent / "nbs/experiments/train.ipynb",
-            here / "train.ipynb",
-        )
-        if p.exists()
-    )
+    package, beside = Path(__file__).parents[1], Path("nbs/experiments/train.ipynb")
+    return next(str(p) for p in (beside, package.parent / beside, package / "train.ipynb") if p.exists())
 
 # %% ../../nbs/many/command.ipynb #489c17be
 def other_machines(

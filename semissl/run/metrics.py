@@ -12,10 +12,10 @@ __all__ = ['check_predictions', 'accuracy', 'accuracy_interval', 'confusion_coun
 # %% ../../nbs/run/metrics.ipynb #393b4a59
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -63,11 +63,8 @@ def accuracy_interval(
         raise ValueError(f"expected 0 <= correct <= n and n >= 1, got correct={correct} and n={n}")
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p, shrink = correct / n, 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / shrink
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = binomtest(correct, n).proportion_ci(confidence, "wilson")
+    return float(low), float(high)
 
 # %% ../../nbs/run/metrics.ipynb #9d86fb51
 def confusion_counts(
