@@ -1,6 +1,6 @@
 "What no notebook can show: the wheel, the requirements against Colab's, the layout, and facts that must agree."
 
-import ast, configparser, dataclasses, importlib.metadata as metadata, json, os, re, subprocess, sys
+import ast, configparser, dataclasses, importlib, importlib.util, importlib.metadata as metadata, json, os, re, subprocess, sys
 from pathlib import Path
 import nbformat, pytest
 from packaging.requirements import Requirement
@@ -380,6 +380,23 @@ def test_what_can_be_drawn_is_drawn():
     for floor in FLOORS:
         rooms = [n for path, n in pictures.items() if path.parent.name == floor]
         assert sum(n > 0 for n in rooms) >= len(rooms) / 3, floor
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_what_a_notebook_imports_of_ours_is_there(path):
+    "Experiments are not run as tests: a name that has moved would be found by a stranger."
+    code = "\n".join(c.source for c in read(path).cells if c.cell_type == "code")
+    plain = re.sub(r"^( *)[%!].*", r"\1pass", code, flags=re.M)
+    for node in ast.walk(ast.parse(plain)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "semissl":
+            room = importlib.import_module(node.module)
+            missing = [a.name for a in node.names if a.name != "*" and not has(room, a.name)]
+            assert not missing, f"expected {missing} in {node.module}"
+
+
+def has(room, name: str) -> bool:
+    "Whether a module has a name, or a module of that name in it."
+    return hasattr(room, name) or importlib.util.find_spec(f"{room.__name__}.{name}") is not None
 
 
 @pytest.mark.parametrize("path", MODULE_NOTEBOOKS, ids=name)
