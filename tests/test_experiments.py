@@ -1,7 +1,8 @@
 "The notebooks of curves as papermill runs them: from committed rows, and a hundredth of a long command."
 
-import json, os, subprocess, sys
+import json
 from pathlib import Path
+import executed
 import nbformat
 import pytest
 
@@ -11,28 +12,8 @@ EXPERIMENTS = ROOT / "nbs" / "experiments"
 
 def outputs(notebook: str, out: Path, **parameters) -> list:
     "What the cells of an executed notebook show."
-    words = [w for k, v in parameters.items() for w in ("-p", k, str(v))]
     # figures are shown in the notebook, whatever the caller draws with
-    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "-k",
-            "python3",
-            "--no-progress-bar",
-            str(EXPERIMENTS / notebook),
-            str(out),
-            *words,
-        ],
-        cwd=ROOT,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = executed.papermill(EXPERIMENTS / notebook, out, ROOT, {"MPLBACKEND": None}, **parameters)
     assert done.returncode == 0, done.stderr[-4000:]
     return [o for c in nbformat.read(out, 4).cells if c.cell_type == "code" for o in c.outputs]
 

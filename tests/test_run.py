@@ -2,6 +2,7 @@
 
 import json, os, subprocess, sys
 from pathlib import Path
+import executed
 import nbformat
 import numpy as np
 import pandas as pd
@@ -15,27 +16,8 @@ QUICK = {"epochs": 2, "baselines": False}
 
 
 def papermill(tmp_path, env=None, **parameters):
-    "Run train.ipynb as a user does, outside the repository, without a terminal."
-    words = [w for k, v in parameters.items() for w in ("-p", k, str(v))]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "-k",
-            "python3",
-            "--no-progress-bar",
-            str(TRAIN),
-            str(tmp_path / "out.ipynb"),
-            *words,
-        ],
-        cwd=tmp_path,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    "Run train.ipynb as a user does, outside the repository."
+    return executed.papermill(TRAIN, tmp_path / "out.ipynb", tmp_path, env, 600, **parameters)
 
 
 @pytest.fixture(scope="module")

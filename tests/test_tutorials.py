@@ -1,7 +1,8 @@
 "The tutorials as papermill runs them: nobody clicks, nothing waits, and a class name comes from a function."
 
-import csv, subprocess, sys
+import csv
 from pathlib import Path
+import executed
 import nbformat
 from pictures import photos
 from semissl import FewLabelClassifier
@@ -10,25 +11,7 @@ TUTORIALS = Path(__file__).resolve().parents[1] / "nbs" / "tutorials"
 
 
 def papermill(name, cwd, **parameters):
-    words = [w for k, v in parameters.items() for w in ("-p", k, str(v))]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "-k",
-            "python3",
-            "--no-progress-bar",
-            str(TUTORIALS / name),
-            str(cwd / "out.ipynb"),
-            *words,
-        ],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    return executed.papermill(TUTORIALS / name, cwd / "out.ipynb", cwd, **parameters)
 
 
 def told(folder):
