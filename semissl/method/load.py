@@ -120,7 +120,7 @@ def fits_better(
                 continue  # what cannot be built fits nothing
         if not named_like(net.state_dict(), found)[1]:
             fitting.append(other)
-    return ", ".join(fitting[:3])
+    return ", ".join(list(dict.fromkeys(fitting))[:3])  # torchvision and timm may call one alike
 
 # %% ../../nbs/method/load.ipynb #c4c1492a
 def load_strictly(
