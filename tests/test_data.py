@@ -136,8 +136,9 @@ def test_a_picture_is_made_square_in_one_way_wherever_it_comes_from(tmp_path, fi
     import zipfile
     from PIL import Image
     from semissl import FewLabelClassifier
-    from semissl import as_images, load_images
-    from semissl.use.predict import blocks, listed
+    from semissl import load_images
+    from semissl.data.sources import listed
+    from semissl.use.predict import blocks
 
     rng = np.random.default_rng(0)
     # 48 high, 64 wide
@@ -148,12 +149,12 @@ def test_a_picture_is_made_square_in_one_way_wherever_it_comes_from(tmp_path, fi
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for file in sorted((tmp_path / "photos").iterdir()):
             archive.write(file, file.name)
-    wanted = as_images(rows, 24, fit).images
+    wanted = load_images(rows, 24, fit).images
     found = dict(
         folder=load_images(tmp_path / "photos", 24, fit=fit),
         zip=load_images(tmp_path / "photos.zip", 24, fit=fit),
-        opened=as_images([Image.fromarray(r) for r in rows], 24, fit),
-        array=as_images(np.stack(rows), 24, fit),
+        opened=load_images([Image.fromarray(r) for r in rows], 24, fit),
+        array=load_images(np.stack(rows), 24, fit),
         again=load_images(tmp_path / "photos", 24, fit=fit),
     )
     for name, images in found.items():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from semissl import load_images
 from semissl.data.labels import label_rows
-from semissl.data.pictures import as_images
+from semissl.data.sources import load_images
 from semissl.use.labeller import Labeller
 
 CASES = int(os.environ.get("SEMISSL_CASES", "60"))
@@ -281,10 +281,10 @@ def test_arrays_of_any_kind(seed):
 
     x = [typed(a) for a in x] if layout == "list" else typed(x)
     try:
-        images = as_images(x, 12)
+        images = load_images(x, 12)
     except ValueError as err:
         assert sentence(err), err
     else:
         assert images.images.shape == (n, 3, 12, 12)
-        plain = as_images(pixels[..., :1] if layout == "grey" else pixels, 12) if min(h, w) > 4 else images
+        plain = load_images(pixels[..., :1] if layout == "grey" else pixels, 12) if min(h, w) > 4 else images
         assert (images.images.int() - plain.images.int()).abs().max() <= 1

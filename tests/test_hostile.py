@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from semissl.data import files
 from semissl.data.files import list_folder, printable
-from semissl.data.sources import load_images
-from semissl.use.predict import blocks, listed
+from semissl.data.sources import listed, load_images
+from semissl.use.predict import blocks
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 255, (24, 30, 3), dtype=np.uint8))

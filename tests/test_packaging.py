@@ -16,12 +16,12 @@ NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS / "experiments"]
 TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS / "tutorials"]
 FLOORS = {  # the rooms of each in their order: a room uses those before it and those of the floors below
-    "data": "labels images decode png files layout blocks cache table sources pictures split loader",
+    "data": "labels images decode png files layout blocks cache table pictures hub sources split loader",
     "method": "policy augment encoder heads losses correlation propagate adapter memory schedule normalise pseudo "
     "module weights load recipe",
     "run": "values identity progress threads budget metrics evaluate engine features sight readers rounds "
     "finetune config choose expect task build machine track record checkpoints callbacks train folder "
-    "answer pace compare confidence write fit command",
+    "answer pace compare confidence core write fit command",
     "use": "predictor predict export suggest widget labeller learn classifier page",
     "many": "example style files tiles curves confusion correlations trust figures rows tables paired grid state "
     "attempt results work arms ray colab command report",

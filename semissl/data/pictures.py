@@ -1,4 +1,4 @@
-"""What people hold in their hands, as one `ImageSet`: a folder, a picture, a list, an array, a data set.
+"""What people hold in their hands, as images: one picture of any kind, an array, a list, a data set.
 
 Docs: https://semissl.github.io/semissl/data/pictures.html.md"""
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import replace
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from .labels import class_names, label_rows
-from .images import ImageSet, SizeNeeded, as_array, channels_first, from_arrays, resize_images, to_uint8
-from .decode import decode_image, looks_like_image, square_pixels
-from .files import Entry, Reader, first_bytes, is_image_name, plain_reason
-from .sources import load_images
+from .images import ImageSet, SizeNeeded, as_array, channels_first, resize_images, to_uint8
+from .decode import decode_image, square_pixels
+from .files import Entry, Reader, plain_reason
 
 # %% auto #0
-__all__ = ['one_picture', 'flat_side', 'batch_of', 'items_of', 'split_pairs', 'each_picture', 'names_within', 'from_items',
-           'files_of', 'whole', 'read_any', 'as_images']
+__all__ = ['one_picture', 'flat_side', 'batch_of', 'items_of', 'split_pairs', 'each_picture', 'names_within', 'from_items']
 
 # %% ../../nbs/data/pictures.ipynb #c4e40001
 # a path, the bytes of a file, a Pillow picture, an array or a tensor (H, W), (H, W, 1|3|4) or (1|3|4, H, W)
@@ -208,67 +204,3 @@ def from_items(
         "images",
         tuple(bad.values()),
     ), kept
-
-# %% ../../nbs/data/pictures.ipynb #033c62f5
-def files_of(
-    source: str | Path,  # a word
-) -> list | None:  # None where it is for `load_images`: a folder, archives, a data set by name
-    "The picture that a path names, or the files of a pattern."
-    path = Path(source).expanduser()
-    if path.is_file() and (is_image_name(path.name) or looks_like_image(first_bytes(str(path)))):
-        return [source]
-    if path.exists() or not set(str(source)) & set("*?["):
-        return None
-    return sorted(glob(str(path), recursive=True)) or None
-
-
-def whole(found: ImageSet) -> tuple[ImageSet, list[int], int]:
-    "What `read_any` gives where no item is left aside."
-    return found, list(range(len(found))), len(found)
-
-# %% ../../nbs/data/pictures.ipynb #9905ff5e
-def read_any(
-    images: Any,  # see `as_images`
-    size: int = 0,  # S; 0 = as they are, when all are alike
-    max_bad_share: float = 0.0,  # share of a list that may be unreadable; a folder's is its own
-    fit: str = "crop",  # see `FITS`
-    # the images, which of the items they are, and how many items there were
-) -> tuple[ImageSet, list[int], int]:
-    "Images of any kind; errors as `as_images`."
-    if isinstance(images, ImageSet):
-        same = size in (0, images.images.shape[-1])
-        return whole(images if same else replace(images, images=resize_images(images.images, size, fit)))
-    if isinstance(images, (str, Path)):
-        if (files := files_of(images)) is None:
-            share = dict(max_bad_share=max_bad_share) if max_bad_share else {}
-            return whole(load_images(images, size, fit=fit, **share))
-        images = files
-    if isinstance(images, (Image.Image, bytes)) or hasattr(images, "read") and not hasattr(images, "__len__"):
-        images = [images]
-    if hasattr(images, "iloc"):
-        images = images.iloc[:, 0] if images.ndim == 2 and images.shape[1] == 1 else images
-        images = images.to_numpy()
-    if isinstance(images, Tensor) or isinstance(images, np.ndarray) and images.dtype.kind not in "OUS":
-        found = from_arrays(batch_of(as_array(images)), size=size, fit=fit)
-        if not len(found):
-            raise ValueError("expected at least 1 image, got none")
-        return whole(found)
-    if isinstance(images, np.ndarray) and images.ndim != 1:
-        raise ValueError(
-            f"expected one image in each row, got a table of {images.dtype} with shape {images.shape}: name its column"
-        )
-    items = items_of(images)
-    found, kept = from_items(images if hasattr(images, "classes") else items, size, max_bad_share, fit)
-    return found, kept, len(items)
-
-# %% ../../nbs/data/pictures.ipynb #434c2a99
-# a folder, a zip, one file, a pattern, "digits" or an ImageSet; a list of paths, pictures, arrays; one array, tensor or
-# table; a data set
-def as_images(
-    images: Any,
-    size: int = 0,  # S; 0 = as they are, when all are alike
-    fit: str = "crop",  # see `FITS`
-) -> ImageSet:  # unlabelled unless the source has labels
-    """Images of any kind; ValueError for shapes that differ without a size, that can be read in two ways, and for a
-    file that cannot be read."""
-    return read_any(images, size, fit=fit)[0]

@@ -1,4 +1,4 @@
-"""One door for every source of images: folders, archives, data sets of other libraries, arrays.
+"""One door for every source of images: folders, archives, data sets by name, lists, arrays, whatever a person holds.
 
 Docs: https://semissl.github.io/semissl/data/sources.html.md"""
 
@@ -7,10 +7,10 @@ Docs: https://semissl.github.io/semissl/data/sources.html.md"""
 # %% ../../nbs/data/sources.ipynb #10f58853
 from __future__ import annotations
 
-import importlib, inspect, shutil, warnings
-from collections.abc import Iterable, Sequence
+import os, shutil, warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,21 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .labels import label_numbers
-from semissl.data.images import (
-    ImageSet,
-    SizeNeeded,
-    channels_first,
-    check_fit,
-    from_arrays,
-    load_digits_part,
-    resize_images,
-    to_uint8,
-)
-from .decode import square_pixels
-from .files import plain_reason
-from .layout import MissingPart
+from .images import ImageSet, as_array, check_fit, from_arrays, load_digits_part, resize_images
+from .decode import looks_like_image
+from .files import Entry, first_bytes, is_image_name, list_folder, list_zip, plain_reason
+from .layout import MissingPart, unique_names
 from .cache import cache_place, cached_files, places_of
 from .table import apply_labels
+from .pictures import batch_of, from_items, items_of
+from .hub import from_hub, from_torchvision
 
 # %% auto #0
-__all__ = ['PICTURES', 'SOURCES', 'understood', 'left_aside', 'warn_of_files', 'from_files', 'from_pictures',
-           'torchvision_dataset', 'from_torchvision', 'column_like', 'from_hub', 'source_files', 'load_images',
-           'rename_classes', 'clear_cache']
+__all__ = ['PICTURES', 'SOURCES', 'understood', 'left_aside', 'warn_of_files', 'from_files', 'source_files', 'files_of',
+           'in_hand', 'by_word', 'is_pair', 'given', 'read_any', 'rename_classes', 'load_images', 'listed',
+           'clear_cache']
 
 # %% ../../nbs/data/sources.ipynb #ac940b0f
 def understood(
@@ -138,104 +130,6 @@ def from_files(
         print(understood(images, places, found["aside"], found["told"]))
     return images
 
-# %% ../../nbs/data/sources.ipynb #a8356979
-def from_pictures(
-    pictures: Iterable[Image.Image],  # opened pictures, one after the other
-    count: int,  # how many, for the progress bar
-    size: int,  # wanted side S; 0 = as they are
-    fit: str = "crop",  # see `FITS`
-) -> Tensor:  # (N, 3, S, S) uint8
-    "Pictures that another library has opened. ValueError when their sizes differ and size is 0."
-    rows = [square_pixels(p, size, fit) for p in tqdm(pictures, total=count, desc="decoding", unit=" images", delay=2)]
-    if odd := [r.shape for r in rows if r.shape != rows[0].shape]:
-        raise SizeNeeded(
-            f"expected images of one size or a size to bring them to, got {rows[0].shape[:2]} and {odd[0][:2]}"
-        )
-    return resize_images(torch.from_numpy(channels_first(np.stack(rows))), size, fit)
-
-
-def torchvision_dataset(
-    name: str,  # a class of torchvision.datasets
-    part: str,  # "train" or "test"
-    root: str | Path | None,  # where it keeps its files; None = ~/.cache/semissl
-) -> Any:  # the opened dataset
-    """Open a torchvision dataset, downloading it only when it is not there. ValueError for an unknown name or a missing
-    part."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, name, None) if name in datasets.__all__ else None
-    if kind is None:
-        raise ValueError(f"expected a dataset of torchvision such as 'torchvision:CIFAR10', got {name!r}")
-    known = inspect.signature(kind.__init__).parameters
-    if not {"train", "split"} & set(known) and part != "train":
-        raise MissingPart(f"expected a dataset with a {part} part, got torchvision's {name}, which has one part only")
-    split = "train+unlabeled" if (name, part) == ("STL10", "train") else part
-    wanted = {"root": str(root or Path.home() / ".cache" / "semissl"), "train": part == "train", "split": split}
-    make = partial(kind, **{k: v for k, v in wanted.items() if k in known})
-    if "download" not in known:
-        return make()
-    try:
-        return make(download=False)
-    except RuntimeError:
-        return make(download=True)
-
-# %% ../../nbs/data/sources.ipynb #34df24de
-def from_torchvision(
-    name: str,  # a class of torchvision.datasets
-    size: int,  # wanted side S; 0 = as they are
-    part: str,  # "train" or "test"
-    fit: str = "crop",  # see `FITS`
-    root: str | Path | None = None,  # where it keeps its files
-) -> ImageSet:
-    "A torchvision dataset as an `ImageSet`: from its `.data` array where it has one, else image by image."
-    data = torchvision_dataset(name, part, root)
-    pixels = getattr(data, "data", None)
-    if isinstance(pixels, (np.ndarray, Tensor)):
-        labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels).astype(np.int64)
-        pixels = resize_images(torch.from_numpy(channels_first(to_uint8(np.asarray(pixels)))), size, fit)
-    else:
-        labels = []
-        pixels = from_pictures(
-            (labels.append(int(y)) or x for x, y in (data[i] for i in range(len(data)))), len(data), size, fit
-        )
-    numbers, names = label_numbers(np.asarray(labels), getattr(data, "classes", None))
-    return ImageSet(pixels, numbers, tuple(map(str, names)), tuple(map(str, range(len(pixels)))), f"torchvision:{name}")
-
-# %% ../../nbs/data/sources.ipynb #f4bc8edd
-def column_like(
-    features: dict,  # column name -> type, as the datasets library gives it
-    kinds: Sequence[str],  # wanted type names
-    names: Sequence[str],  # names to look for when no type fits
-) -> str:  # the column
-    "The column of a wanted type or, failing that, name. ValueError listing the columns."
-    typed = [c for c, kind in features.items() if type(kind).__name__ in kinds]
-    if found := typed or [c for c in names if c in features]:
-        return found[0]
-    raise ValueError(f"expected a column of type {kinds[0]} or called {' or '.join(names)}, got {list(features)}")
-
-
-def from_hub(
-    name: str,  # owner/name on the Hugging Face hub
-    size: int,  # wanted side S; 0 = as they are
-    part: str,  # its split: "train" or "test"
-    fit: str = "crop",  # see `FITS`
-    root: str | Path | None = None,  # not used: the library has its own place
-) -> ImageSet:
-    "A Hugging Face image dataset as an `ImageSet`. ImportError when the `datasets` library is missing."
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImportError(f"hf:{name} needs the datasets library: pip install datasets") from error
-    if part not in (there := datasets.get_dataset_split_names(name)):
-        raise MissingPart(f"expected a data set with a {part} part, got hf:{name} with {', '.join(map(str, there))}")
-    data = datasets.load_dataset(name, split=part)
-    image = column_like(data.features, ("Image",), ("image", "img"))
-    label = column_like(data.features, ("ClassLabel",), ("label", "labels", "fine_label"))
-    labels = [-1 if y is None else y for y in data[label]]
-    numbers, names = label_numbers(np.asarray(labels), getattr(data.features[label], "names", None))
-    pixels = from_pictures((row[image] for row in data), len(data), size, fit)
-    return ImageSet(pixels, numbers, tuple(names), tuple(map(str, range(len(data)))), f"hf:{name}")
-
 # %% ../../nbs/data/sources.ipynb #5556ec8c
 def source_files(
     source: str | Path,  # a folder, a .zip, or several .zip joined by commas
@@ -260,45 +154,111 @@ def source_files(
         raise ValueError(f"expected one folder or different .zip files, got {[str(f) for f in files]}")
     return files
 
+# %% ../../nbs/data/sources.ipynb #bed572b6
+def files_of(
+    source: str | Path,  # a word
+) -> list | None:  # None where it is a folder, archives, or a data set by name
+    "The picture that a path names, or the files of a pattern."
+    path = Path(source).expanduser()
+    if path.is_file() and (is_image_name(path.name) or looks_like_image(first_bytes(str(path)))):
+        return [source]
+    if path.exists() or not set(str(source)) & set("*?["):
+        return None
+    return sorted(glob(str(path), recursive=True)) or None
+
+
+def in_hand(
+    source: Any,  # see `load_images`
+) -> Any:  # a word, an `ImageSet`, a pair of arrays, an array of numbers, or what `items_of` goes through
+    "What a source is, in one of five forms; ValueError for a table without a column of images."
+    if isinstance(source, (str, Path)):
+        return source if (files := files_of(source)) is None else files
+    if isinstance(source, (Image.Image, bytes)) or hasattr(source, "read") and not hasattr(source, "__len__"):
+        return [source]
+    if hasattr(source, "iloc"):
+        source = source.iloc[:, 0] if source.ndim == 2 and source.shape[1] == 1 else source
+        source = source.to_numpy()
+    if isinstance(source, Tensor) or isinstance(source, np.ndarray) and source.dtype.kind not in "OUS":
+        return as_array(source)
+    if isinstance(source, np.ndarray) and source.ndim != 1:
+        raise ValueError(
+            f"expected one image in each row, got a table of {source.dtype} with shape {source.shape}: name its column"
+        )
+    return source
+
 # %% ../../nbs/data/sources.ipynb #9337afe4
 # kind -> (name, size, part, fit, root) -> ImageSet
 SOURCES = {"torchvision": from_torchvision, "hf": from_hub}
 
-# %% ../../nbs/data/sources.ipynb #8e11050e
-def load_images(
-    # "digits", "torchvision:NAME", "hf:OWNER/NAME", a folder, .zip files joined by commas, or (images, labels)
-    source: str | Path | tuple,
-    size: int = 0,  # side S in pixels; 0 = as they are, when all are alike
-    part: str = "train",  # "train" (with its unlabelled images) or "test"
-    labels: str | Path | None = None,  # a CSV path,label that overrides the source's labels
-    max_bad_share: float = 0.01,  # share of files that may fail to decode before that is an error
-    classes: Sequence[str] | None = None,  # class names in order, for a test source that lacks some
-    # decoded copy of files: True = beside them, a path = there, False = none
-    cache: bool | str | Path = True,
-    workers: int = 0,  # decoding processes; 0 = one per core
-    root: str | Path | None = None,  # torchvision's folder; None = ~/.cache/semissl
-    fit: str = "crop",  # of a picture that is not square: "crop" takes the middle, "whole" all of it, with grey bars
-) -> ImageSet:  # all images of that part, decoded
-    """Images of any source. ValueError for an unknown source, a part it does not have, or sizes that differ when size
-    is 0."""
-    if part not in ("train", "test"):
-        raise ValueError(f"expected part 'train' or 'test', got {part!r}")
-    check_fit(fit)
+# %% ../../nbs/data/sources.ipynb #cf4fe919
+def by_word(
+    source: str | Path,  # "digits", "kind:name", a folder, or .zip files joined by commas
+    size: int,  # S; 0 = as they are
+    part: str,  # "train" or "test"
+    fit: str,  # see `FITS`
+    root: str | Path | None = None,  # torchvision's folder
+    max_bad_share: float | None = None,  # share of the files that may be unreadable; None = 1 %
+    cache: bool | str | Path = True,  # see `load_images`
+    workers: int = 0,  # decoding processes
+    labels: str | Path | None = None,  # a CSV
+    classes: Sequence[str] | None = None,  # names in order
+) -> ImageSet:
+    "Images that a word names; of files, with these labels."
     kind, _, name = str(source).partition(":") if isinstance(source, str) else ("", "", "")
-    if source != "digits" and kind not in SOURCES and not isinstance(source, tuple):
-        return from_files(source_files(source), size, part, labels, classes, max_bad_share, cache, workers, fit)
-    if isinstance(source, tuple):
-        if part == "test":
-            raise MissingPart("expected a source with a test part, got arrays, which have one part only")
-        images = from_arrays(*source, size=size, fit=fit)
-    elif kind == "digits":
+    if source == "digits":
         pixels, y, rows = load_digits_part(part)
-        images = replace(from_arrays(pixels, y, size=size, source="digits"), paths=tuple(map(str, rows)))
+        return replace(from_arrays(pixels, y, size=size, source="digits"), paths=tuple(map(str, rows)))
+    if kind in SOURCES:
+        return SOURCES[kind](name, size, part, fit, root)
+    share = 0.01 if max_bad_share is None else max_bad_share
+    return from_files(source_files(source), size, part, labels, classes, share, cache, workers, fit)
+
+# %% ../../nbs/data/sources.ipynb #ce5a85f0
+def is_pair(source: Any) -> bool:
+    "Whether these are (images, labels), and not two images."
+    return (
+        isinstance(source, tuple)
+        and len(source) == 2
+        and np.ndim(source[0]) > 2
+        and (source[1] is None or np.ndim(source[1]) < 2)
+    )
+
+
+def given(
+    source: Any,  # from `in_hand`, no word
+    size: int,  # S; 0 = as they are
+    max_bad_share: float,  # share of a list that may be unreadable
+    fit: str,  # see `FITS`
+) -> tuple[ImageSet, list[int], int]:  # the images, which of the items they are, and how many items there were
+    "Images in hand."
+    if isinstance(source, ImageSet):
+        same = size in (0, source.images.shape[-1])
+        found = source if same else replace(source, images=resize_images(source.images, size, fit))
+    elif is_pair(source):
+        found = from_arrays(*source, size=size, fit=fit)
+    elif isinstance(source, np.ndarray) and source.dtype.kind not in "OUS":
+        found = from_arrays(batch_of(source), size=size, fit=fit)
     else:
-        images = SOURCES[kind](name, size, part, fit, root)
-    if labels:
-        return apply_labels(images, labels, classes)
-    return images if classes is None else rename_classes(images, classes)
+        items = items_of(source)
+        found, kept = from_items(source if hasattr(source, "classes") else items, size, max_bad_share, fit)
+        return found, kept, len(items)
+    if not len(found):
+        raise ValueError("expected at least 1 image, got none")
+    return found, list(range(len(found))), len(found)
+
+# %% ../../nbs/data/sources.ipynb #b7a5d611
+def read_any(
+    source: Any,  # see `load_images`
+    size: int = 0,  # S; 0 = as they are, when all are alike
+    max_bad_share: float | None = None,  # see `load_images`
+    fit: str = "crop",  # see `FITS`
+) -> tuple[ImageSet, list[int], int]:  # the images, which of the items they are, and how many items there were
+    "`load_images` for those who have a label for each item; errors as there."
+    check_fit(fit)
+    if isinstance(source := in_hand(source), (str, Path)):
+        found = by_word(source, size, "train", fit, max_bad_share=max_bad_share)
+        return found, list(range(len(found))), len(found)
+    return given(source, size, max_bad_share or 0.0, fit)
 
 # %% ../../nbs/data/sources.ipynb #78eefa60
 def rename_classes(
@@ -309,6 +269,65 @@ def rename_classes(
     given = [images.classes[y] if y >= 0 else "" for y in images.labels.tolist()]
     numbers, names = label_numbers(np.array(given, dtype=object), classes)
     return replace(images, labels=numbers, classes=names)
+
+# %% ../../nbs/data/sources.ipynb #be33163e
+def load_images(
+    # "digits", "torchvision:NAME", "hf:OWNER/NAME", a folder, .zip files joined by commas, a picture, a pattern; a list
+    # of paths, pictures or arrays; one array, tensor or table; a data set; (images, labels)
+    source: Any,
+    size: int = 0,  # side S in pixels; 0 = as they are, when all are alike
+    part: str = "train",  # "train" (with its unlabelled images) or "test"
+    labels: str | Path | None = None,  # a CSV path,label that overrides the source's labels
+    # share that may fail to decode before that is an error; None = 1 % of files, none of a list
+    max_bad_share: float | None = None,
+    classes: Sequence[str] | None = None,  # class names in order, for a test source that lacks some
+    # decoded copy of files: True = beside them, a path = there, False = none
+    cache: bool | str | Path = True,
+    workers: int = 0,  # decoding processes; 0 = one per core
+    root: str | Path | None = None,  # torchvision's folder; None = ~/.cache/semissl
+    fit: str = "crop",  # of a picture that is not square: "crop" takes the middle, "whole" all of it, with grey bars
+) -> ImageSet:  # all images of that part, decoded; unlabelled unless the source has labels
+    """Images of any source. ValueError for an unknown source, a part it does not have, sizes that differ when size is
+    0, a shape that can be read in two ways, and a file that cannot be read."""
+    if part not in ("train", "test"):
+        raise ValueError(f"expected part 'train' or 'test', got {part!r}")
+    check_fit(fit)
+    source, files = in_hand(source), False
+    if isinstance(source, (str, Path)):
+        images = by_word(source, size, part, fit, root, max_bad_share, cache, workers, labels, classes)
+        files = source != "digits" and str(source).partition(":")[0] not in SOURCES
+    elif part == "test":
+        raise MissingPart("expected a source with a test part, got arrays, which have one part only")
+    else:
+        images = given(source, size, max_bad_share or 0.0, fit)[0]
+    if files or not labels and classes is None:
+        return images
+    return apply_labels(images, labels, classes) if labels else rename_classes(images, classes)
+
+# %% ../../nbs/data/sources.ipynb #5bdad55d
+def listed(
+    source: Any,  # see `load_images`
+) -> list[Entry] | ImageSet:  # where the files are, or images that are at hand already
+    "The images of a source, in order, files not yet read; ValueError for a source without images."
+    source = in_hand(source)
+    if isinstance(source, (str, Path)):
+        if source == "digits" or str(source).partition(":")[0] in SOURCES:
+            return load_images(source)
+        files = source_files(source)
+        entries = unique_names(
+            sorted(e for f in files for e in (list_zip(f) if f.is_file() else list_folder(f)).entries)
+        )
+        if not entries:
+            raise ValueError(f"expected images in {', '.join(f.name for f in files)}, got none")
+        return entries
+    if isinstance(source, ImageSet) or isinstance(source, np.ndarray) and source.ndim > 1:
+        return load_images(source)
+    items = items_of(source)
+    if not items or not all(isinstance(p, (str, Path)) for p in items):
+        return load_images(items)
+    if gone := [p for p in items if not Path(p).is_file()]:
+        raise FileNotFoundError(f"expected files of images, got {len(gone)} that do not exist, first {str(gone[0])!r}")
+    return [Entry(Path(p).as_posix(), str(p), s.st_size, s.st_mtime_ns) for p in items for s in [os.stat(p)]]
 
 # %% ../../nbs/data/sources.ipynb #f22795cf
 def clear_cache(

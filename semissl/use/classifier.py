@@ -45,14 +45,14 @@ from .suggest import suggest
 # %% ../../nbs/use/classifier.ipynb #720d9e0c
 class Answers(ClassifierMixin, TransformerMixin):
     """The half of the classifier that needs `model_` and `classes_`; scikit-learn's NotFittedError without them, other
-    errors as `as_images`."""
+    errors as `load_images`."""
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
 
     def score(
         self,
-        images: Any,  # see `as_images`
+        images: Any,  # see `load_images`
         y: Any = None,  # their labels; None = those of the source. Images without one do not count
         sample_weight: Any = None,  # of each image
     ) -> float:  # share of the labelled images that are right
@@ -76,7 +76,7 @@ class Answers(ClassifierMixin, TransformerMixin):
 
     def transform(
         self,
-        images: Any,  # see `as_images`
+        images: Any,  # see `load_images`
     ) -> np.ndarray:  # (N, D) float32
         "The representations."
         return self.outputs(images)[0].numpy()
@@ -93,7 +93,7 @@ def shown(self: Answers, images: Any) -> ImageSet:
 @patch
 def outputs(
     self: Answers,
-    images: Any,  # see `as_images`
+    images: Any,  # see `load_images`
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # (N, D) representations, (N, K) probabilities, (N,) familiarity
     "One pass of the model."
     check_is_fitted(self)
@@ -107,7 +107,7 @@ def outputs(
 @patch
 def predict_proba(
     self: Answers,
-    images: Any,  # see `as_images`
+    images: Any,  # see `load_images`
 ) -> np.ndarray:  # (N, K), columns in the order of classes_
     "Probability of each class; ValueError where no label was ever given."
     check_is_fitted(self)
@@ -121,7 +121,7 @@ def predict_proba(
 @patch
 def predict(
     self: Answers,
-    images: Any,  # see `as_images`
+    images: Any,  # see `load_images`
 ) -> np.ndarray:  # (N,) of classes_
     "The most probable class; ValueError where no label was ever given."
     best = self.predict_proba(images).argmax(1)
@@ -131,7 +131,7 @@ def predict(
 @patch
 def familiarity(
     self: Answers,
-    images: Any,  # see `as_images`
+    images: Any,  # see `load_images`
 ) -> np.ndarray:  # (N,) 0 to 1
     """Share of the training images that are as far from every class: near 0, an image is perhaps none of them;
     ValueError for a model trained on pixels."""
@@ -147,7 +147,7 @@ def familiarity(
 def suggest(
     self: Answers,
     k: int,  # labels wanted
-    images: Any = None,  # see `as_images`; None = those of the last fit
+    images: Any = None,  # see `load_images`; None = those of the last fit
     y: Any = None,  # their labels so far; None = those of the last fit, or none
 ) -> list[int]:  # k rows, the most telling first
     """Which images to label next: typical ones while there is no label, then doubtful ones; errors as
@@ -179,7 +179,7 @@ UNREAD = {"test_data", "test_share", "labels", "validation_per_class"}
 
 # %% ../../nbs/use/classifier.ipynb #32b52975
 class FewLabelClassifier(Answers, BaseEstimator):
-    """A classifier from many images and a few labels, with scikit-learn's verbs; errors as `as_images`, `label_rows`,
+    """A classifier from many images and a few labels, with scikit-learn's verbs; errors as `load_images`, `label_rows`,
     `TrainConfig` and `learn`."""
 
     def __init__(
@@ -258,7 +258,7 @@ def config(
 @patch
 def fit(
     self: FewLabelClassifier,
-    images: Any,  # see `as_images`
+    images: Any,  # see `load_images`
     y: Any = None,  # see `label_rows`; a CSV or a dict path -> label; None = the labels that the source has
 ) -> FewLabelClassifier:
     """Learn from all images and the labels there are; warns of images that are there twice, and of unreadable ones,

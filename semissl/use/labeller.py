@@ -35,7 +35,7 @@ from ..data.files import Reader
 from ..data.images import ImageSet
 from ..data.labels import alike, is_missing
 from ..data.table import match_paths, read_labels, rows_of
-from .predict import listed
+from ..data.sources import listed
 from .widget import LOOK, VIEW
 
 # %% ../../nbs/use/labeller.ipynb #cab379b9

@@ -13,7 +13,7 @@ __all__ = ['images_for', 'with_labels', 'warm', 'only_seen', 'begin_with', 'proj
 # %% ../../nbs/use/learn.ipynb #1fb12a64
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,30 @@ from torch import Tensor
 
 from ..data.images import ImageSet, SizeNeeded
 from ..data.labels import class_names, label_rows
-from ..data.pictures import items_of, read_any
+from ..data.pictures import items_of
+from ..data.sources import read_any
 from ..data.split import LabelSplit, split_hash
 from ..data.table import match_paths, read_labels
 from ..method.module import SemiSSL
 from ..run.answer import seen_by
 from ..run.build import build
 from ..run.choose import learns_on, size_to_load
-from ..run.confidence import calibrate, folds
 from ..run.config import TrainConfig
-from ..run.folder import keep_in_card
-from ..run.record import Recorder
+from ..run.core import looked, trained
 from ..run.sight import Sight
 from ..run.task import Task
-from ..run.train import fitting, steps_of, train
+from ..run.train import fitting
 from .predictor import Predictor, load_predictor, read_checkpoint
 
 # %% ../../nbs/use/learn.ipynb #2ad0f2ef
 def images_for(
-    images: Any,  # see `as_images`
+    images: Any,  # see `load_images`
     look: int,  # S of the look; 0 = nothing looks, and images are brought to `size`
     size: int = 0,  # that somebody asked for; 0 = nobody did
-    max_bad_share: float = 0.0,  # see `read_any`
+    max_bad_share: float | None = None,  # see `load_images`
     fit: str = "crop",  # what of images that are not square, see `data.images.FITS`
 ) -> tuple[ImageSet, list[int], int]:  # see `read_any`
-    "Images of any kind at a size that suits what looks; errors as `as_images`."
+    "Images of any kind at a size that suits what looks; errors as `load_images`."
     if not look:
         return read_any(images, size, max_bad_share, fit)
     S = size or look
@@ -188,26 +187,13 @@ def learn(
             "expected calibration_folds where training begins without labels, got a warm start from a model that has "
             "seen them"
         )
-    folder, size, classes, sight = Path(config.run_dir), images.images.shape[-1], list(images.classes), None
+    folder, size, classes = Path(config.run_dir), images.images.shape[-1], list(images.classes)
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
-    if len(rows):  # what cannot be dealt is said now, not after the training
-        folds(images.labels, config.calibration_folds)
-    if learns_on(config) == "features":
-        task, sight = seen_by(config, task)
-        if not len(rows):
-            return only_seen(sight), {}
-    config, begin = fitting(config, task), begin_with(before, projector, classes)
-    total_steps = steps_of(config, task)
-    model = build(config, max(2, len(classes)), size, total_steps, sight=sight)
-    begin(model)
-    model.card = dict(config=asdict(config), classes=classes, image_size=size, total_steps=total_steps)
-    model.card |= dict(sight=sight.card) if sight else {}
+    if not len(rows) and learns_on(config) == "features":
+        return only_seen(seen_by(config, task)[1]), {}
     folder.mkdir(parents=True, exist_ok=True)
-    train(model, config, task, Recorder(folder / "metrics.csv"), folder)
-    model.card["total_steps"] = model.total_steps  # what a budget of time has come to
-    if len(rows):
-        temperature = calibrate(model, config, task, model.card, folder, begin)
-        mix = {"answer.mix": model.answer.mix.cpu()} if sight else None
-        keep_in_card(folder / "last.ckpt", mix, temperature=temperature)
+    task, sight = looked(config, task)
+    begin = begin_with(before, projector, classes)
+    trained(fitting(config, task), task, sight, dict(image_size=size), folder, begin=begin).keep(folder)
     return load_predictor(folder), projector_in(read_checkpoint(folder / "last.ckpt")["state_dict"])

@@ -8,8 +8,8 @@ Docs: https://semissl.github.io/semissl/use/predict.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['listed', 'Block', 'blocks', 'finished', 'table_stamp', 'write_part', 'read_part', 'write_csv', 'write_parquet',
-           'Predictions', 'known_table', 'predict_table', 'finish_table', 'main']
+__all__ = ['Block', 'blocks', 'finished', 'table_stamp', 'write_part', 'read_part', 'write_csv', 'write_parquet', 'Predictions',
+           'known_table', 'predict_table', 'finish_table', 'main']
 
 # %% ../../nbs/use/predict.ipynb #45350163
 import argparse
@@ -35,50 +35,12 @@ from tqdm.auto import tqdm
 
 from ..data.blocks import decode_block, worker_pool
 from ..data.cache import one_at_a_time, written_whole
-from ..data.files import Entry, list_folder, list_zip
+from ..data.files import Entry
 from ..data.images import ImageSet, resize_images
-from ..data.layout import unique_names
-from ..data.pictures import as_images, items_of
-from ..data.sources import load_images, source_files
+from ..data.sources import listed
 from ..run.features import looks_folder
 from ..run.values import plainly
 from .predictor import Predictor, digest, load_predictor
-
-# %% ../../nbs/use/predict.ipynb #03164073
-def listed(
-    # a folder, .zip files joined by commas, a list of image files, "digits", "torchvision:NAME", "hf:OWNER/NAME" or an
-    # ImageSet
-    source: Any,
-) -> list[Entry] | ImageSet:  # where the images are
-    "The images of a source, in order, not yet read; ValueError for a source without images, errors as `load_images`."
-    if isinstance(source, ImageSet):
-        return source
-    if isinstance(source, str) and (source == "digits" or source.startswith(("torchvision:", "hf:"))):
-        return load_images(source)
-    if isinstance(source, (str, Path)) and not (
-        Path(source).expanduser().is_file() and not str(source).lower().endswith(".zip")
-    ):
-        files = source_files(source)
-        entries = unique_names(
-            sorted(e for f in files for e in (list_zip(f) if f.is_file() else list_folder(f)).entries)
-        )
-        if not entries:
-            raise ValueError(f"expected images in {', '.join(f.name for f in files)}, got none")
-        return entries
-    if hasattr(source, "ndim") and not hasattr(source, "iloc") and getattr(source, "ndim") > 1:
-        return as_images(source)
-    items = (
-        [source]
-        if isinstance(source, (str, Path))
-        else source.tolist()
-        if hasattr(source, "tolist")
-        else items_of(source)
-    )
-    if not all(isinstance(p, (str, Path)) for p in items):
-        return as_images(items)
-    if gone := [p for p in items if not Path(p).is_file()]:
-        raise FileNotFoundError(f"expected files of images, got {len(gone)} that do not exist, first {str(gone[0])!r}")
-    return [Entry(Path(p).as_posix(), str(p), s.st_size, s.st_mtime_ns) for p in items for s in [os.stat(p)]]
 
 # %% ../../nbs/use/predict.ipynb #d98037d1
 class Block(NamedTuple):
