@@ -266,30 +266,15 @@ def cross_entropy(
     return weighted_mean(F.cross_entropy(logits, y.clamp_min(0), reduction="none"), w)
 
 # %% ../../nbs/method/losses.ipynb #e02ac219
-class _GatherRows(torch.autograd.Function):
-    "All ranks' rows forward; backward, the sum over the ranks of the gradients of our rows."
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.rows = len(x)
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank() * ctx.rows :][: ctx.rows]
-
-
 def gather_rows(
     x: Tensor,  # (N, ...) this process's rows; every process must bring the same number
 ) -> Tensor:  # (world * N, ...) all rows in the order of the ranks; `x` itself with one process
     "Join the rows of all DDP processes; the gradient flows back to where each row came from."
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
-    return _GatherRows.apply(x)
+    from torch.distributed.nn import all_gather  # only where PyTorch was built with it
+
+    return torch.cat(all_gather(x.contiguous()))
 
 # %% ../../nbs/method/losses.ipynb #fd2065c8
 class _Loss(nn.Module):
