@@ -65,7 +65,7 @@ class Trained:
         mix = {"answer.mix": self.model.answer.mix.cpu()} if self.model.answer is not None else None
         keep_in_card(run_dir / "last.ckpt", mix, total_steps=self.card["total_steps"], temperature=self.temperature)
 
-
+# %% ../../nbs/run/core.ipynb #a0dc6e74
 def trained(
     config: TrainConfig,  # all choices, as they fit the data and the budget
     task: Task,  # features where `sight` is given

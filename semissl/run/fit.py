@@ -146,9 +146,12 @@ def others_of(
     sight: Sight | None,  # what looked
     card: dict,  # of the model's checkpoint
     run_dir: Path,  # claimed
+    leader: bool,  # whether this process tells
 ) -> dict[str, tuple[SemiSSL, dict]]:  # baselines on pixels, and what they cost
     "Train what a model on pixels is compared with."
     names = ("labels_only", "ssl_then_probe") if config.baselines and sight is None and task.test is not None else ()
+    if leader and sight is None and config.head_weight and len(task.split.labelled) and not config.calibration_folds:
+        print(OVERCONFIDENT)
     return {name: baseline(name, config, task, card, run_dir / name) for name in names}
 
 # %% ../../nbs/run/fit.ipynb #f0f98122
@@ -230,9 +233,7 @@ def run(
         config, seconds, read = in_time(config, task, clock.wait(), run_dir, leader)
     tracker = Tracker(config if leader else replace(config, wandb_project=""), run_dir)
     done = trained(config, task, sight, about, run_dir, tracker, plot, seconds)
-    others = others_of(config, task, sight, done.card, run_dir)
-    if leader and sight is None and config.head_weight and len(task.split.labelled) and not config.calibration_folds:
-        print(OVERCONFIDENT)
+    others = others_of(config, task, sight, done.card, run_dir, leader)
     parts = dict(look_seconds=look_seconds, learn_seconds=clock.since_begin() - look_seconds) if sight else {}
     crossed = done.card.pop("cross_validated_accuracy", None)
     metrics, after = measure(done.model, task, temperature=done.temperature, crossed=crossed, read=read)
