@@ -154,11 +154,12 @@ def look(
     folder: Path,  # where everything that was ever seen is kept, see `looks_folder`
     rows: np.ndarray | None = None,  # (n,) of the images, rising; None = all
     device: str | None = None,  # "cpu" or "cuda"; None = a GPU where there is one
+    tell: Callable[[int, int], None] | None = None,  # told how many views of how many are there; None = a bar is drawn
 ) -> Seen:  # in the order of the images, or of the rows
     """Show every image once in each view to a frozen encoder and keep what it said; a call that was killed goes on
     where it was. OSError where the folder cannot be written."""
     names, key = pixel_names(images, rows), looker.key
-    fresh = look_at(images, names, looker, views, folder / key, rows=rows, device=device)
+    fresh = look_at(images, names, looker, views, folder / key, rows=rows, device=device, tell=tell)
     return Seen([Kept(folder / key / v, looker.encoder.feature_dim) for v in views], names, views, key, fresh)
 
 # %% ../../nbs/run/features.ipynb #807266e7
@@ -171,13 +172,14 @@ def look_at(
     share: tuple[int, int] = (0, 1),  # number of this process, processes: each looks at its own images
     rows: np.ndarray | None = None,  # (n,) of the images, rising; None = all
     device: str | None = None,  # see `look`
+    tell: Callable[[int, int], None] | None = None,  # see `look`
 ) -> int:  # images that were looked at now
     "The work of `look`."
     _, first = np.unique(names, return_index=True)  # of two copies one
     first, (process, processes) = np.sort(first), share
     first = first[names[first].view(np.uint8).reshape(-1, 16)[:, 0] % processes == process]
     fresh, see = 0, None
-    for v in views:
+    for nth, v in enumerate(views):
         kept = Kept(folder / v, looker.encoder.feature_dim)
         if (kept.find(names[first]) >= 0).all():
             continue
@@ -189,13 +191,17 @@ def look_at(
                 continue
             fresh, see = max(fresh, len(todo)), see or engine(looker, len(todo), device)
             parts = np.split(todo, range(see.block, len(todo), see.block))
-            with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", delay=1, smoothing=0.05) as bar:
+            done, shown = nth * len(first) + len(first) - len(todo), dict(delay=1, smoothing=0.05, disable=bool(tell))
+            with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", **shown) as bar:
                 for part, h in zip(
                     parts,
                     see(cut(images, parts if rows is None else [rows[p] for p in parts], looker, v, not see.resizes)),
                 ):
                     kept.add(names[part], h)
                     bar.update(len(part))
+                    done += len(part)
+                    if tell:
+                        tell(done, len(views) * len(first))
     return fresh
 
 # %% ../../nbs/run/features.ipynb #8c25c8bb

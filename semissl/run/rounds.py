@@ -143,21 +143,22 @@ class Running:
 
     def __init__(
         self,
-        images: FeatureSet,  # all images; their labels are not read
+        x: Tensor,  # (N, d) features of all images, the mean over the views
         how: str = "estimated",  # frequencies, see `method.propagate.frequencies`
         k: int = 15,  # neighbours in the graph
     ):
-        self.x, self.classes, self.how = images.images.mean(1), images.classes, how
+        self.x, self.how = x, how
         self.system = flow_system(self.x, k)
 
     def __call__(
         self,
         y: Tensor,  # (N,) labels so far, -1 = unlabelled
+        classes: Sequence[str],  # names of K classes
     ) -> Tensor:  # (N, K) probabilities
         "What the labels make of all images; ValueError without a label."
         if not (y >= 0).any():
             raise ValueError("expected at least 1 label, got 0")
-        prior = frequencies(self.x, y, self.classes, self.how).prior
-        flowed = propagate(self.x, y, len(self.classes), prior=prior, system=self.system)
-        A, a = logistic(self.x[y >= 0], y[y >= 0], len(self.classes))
+        prior = frequencies(self.x, y, tuple(classes), self.how).prior
+        flowed = propagate(self.x, y, len(classes), prior=prior, system=self.system)
+        A, a = logistic(self.x[y >= 0], y[y >= 0], len(classes))
         return (flowed + mixture(self.x, flowed, y)) / 4 + (self.x @ A.T + a).softmax(1) / 2

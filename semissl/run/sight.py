@@ -10,6 +10,7 @@ __all__ = ['MOST', 'COST', 'QUICKER', 'SIGHT', 'Sight', 'looker_of', 'sight_of',
 
 # %% ../../nbs/run/sight.ipynb #6e23af4f
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def featured(
     most: int = 8000,  # images that the basis is fitted to
     devices: int = 1,  # processes on each machine that share the look
     nodes: int = 1,  # machines
+    tell: Callable[[int, int], None] | None = None,  # see `look`
 ) -> FeatureSet:  # of the rows
     """Look at images, or find that they were looked at, and bring them on the basis; ValueError for fewer than two
     images."""
@@ -157,7 +159,7 @@ def featured(
         raise ValueError(f"expected at least 2 images to learn on features, got {len(rows)}")
     if devices * nodes > 1:
         look_together(images.images, sight.looker, sight.views, folder, devices, nodes, rows.numpy())
-    seen = look(images.images, sight.looker, sight.views, folder, rows.numpy())
+    seen = look(images.images, sight.looker, sight.views, folder, rows.numpy(), tell=tell)
     if not sight.basis.scale:
         some = seen[np.linspace(0, len(seen) - 1, min(most, len(seen))).astype(int)]
         sight.basis.fit(torch.from_numpy(some).flatten(0, 1))
