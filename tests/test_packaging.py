@@ -462,7 +462,7 @@ def test_what_is_shown_is_what_was_run(path):
     shown = [o for c in nb.cells for o in c.get("outputs", [])]
     assert any({"image/png", "text/markdown", "text/html"} & set(o.get("data", {})) for o in shown)
     assert not any(o.get("name") == "stderr" for o in shown), "a warning or a progress bar"
-    assert "widgets" not in nb.metadata
+    assert "widgets" not in nb.metadata and not any("widget-view" in m for o in shown for m in o.get("data", {}))
 
 
 def test_a_notebook_that_was_not_run_again_is_noticed(tmp_path):
