@@ -26,7 +26,7 @@ def pictures_of(shown: list) -> int:
     return sum("image/png" in o.get("data", {}) for o in shown)
 
 
-FIGURES = {"label_efficiency.ipynb": 2, "ablation.ipynb": 3}
+FIGURES = {"label_efficiency.ipynb": 2, "ablation.ipynb": 3, "peers.ipynb": 1}
 COMMITTED = sorted(
     p.stem for p in (EXPERIMENTS / "results").glob("*.json") if p.stem.endswith(("-label-efficiency", "-ablation"))
 )
@@ -58,6 +58,12 @@ def test_committed_rows_are_drawn(stem, tmp_path):
             ["FreeMatch (re-implementation)", "label spreading", "labels only"],
             1,
         ),
+        (
+            "peers.ipynb",
+            dict(name="digits", counts=1, peers="fixmatch,pixels_propagation"),
+            ["FixMatch (re-implementation)", "pixels, our label propagation", "stages 1+2+3"],
+            1,
+        ),
         ("ablation.ipynb", dict(name="digits", only="no class correlation"), ["no class correlation"], 2),
     ],
 )
@@ -75,3 +81,31 @@ def test_a_hundredth_of_a_long_command(name, given, told, runs, tmp_path):
     )
     assert all(word in words_of(shown) for word in told) and pictures_of(shown) == FIGURES[name]
     assert not (tmp_path / "results").exists() and len(list((tmp_path / "runs").rglob("result.json"))) == runs
+
+
+def test_peers_of_committed_rows_are_drawn(tmp_path):
+    "The method and each peer, in words and in a table; a file without a peer says so."
+    shown = outputs("peers.ipynb", tmp_path / "out.ipynb", name="digits,cifar10-cpu")
+    said = words_of(shown)
+    assert pictures_of(shown) == FIGURES["peers.ipynb"] and "- FreeMatch (re-implementation): +13.3 ± 25.4" in said
+    assert "| digits | 10 | pixels, our label propagation | 3 | 97.5 ± 0.3" in said and "| cifar10-cpu | 25 |" in said
+    assert "No peer is among the rows." in words_of(outputs("peers.ipynb", tmp_path / "none.ipynb", name="digits-2min"))
+
+
+def test_a_peer_that_is_not_there(tmp_path):
+    done = executed.papermill(EXPERIMENTS / "peers.ipynb", tmp_path / "out.ipynb", ROOT, peers="fixmach")
+    assert done.returncode != 0 and "expected peers among fixmatch" in done.stderr
+
+
+def test_a_batch_and_its_report(tmp_path):
+    "Two runs of an epoch, their table and figures; a second call finds them done; the report reads the same directory."
+    given = dict(
+        grid="epochs: 1, baselines: False, labels_per_class: [2, 4], wandb_project: ''", root=tmp_path / "batch"
+    )
+    shown = outputs("batch.ipynb", tmp_path / "out.ipynb", **given)
+    assert "| 2 | " in words_of(shown) and pictures_of(shown) == 6 and (tmp_path / "batch" / "report.html").exists()
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "batch").rglob("result.json")}
+    outputs("batch.ipynb", tmp_path / "again.ipynb", **given)
+    assert len(made) == 2 and {p: p.stat().st_mtime_ns for p in made} == made
+    shown = outputs("report.ipynb", tmp_path / "report.ipynb", root=tmp_path / "batch")
+    assert "2 finished runs; varied: labels_per_class" in words_of(shown) and pictures_of(shown) == 6

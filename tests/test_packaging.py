@@ -9,6 +9,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / ".ci"))
+import rerun
 import sync
 
 NBS = ROOT / "nbs"
@@ -451,6 +452,55 @@ def test_one_parameters_cell(path):
         )
 
 
+@pytest.mark.parametrize("path", EXPERIMENTS + TUTORIALS, ids=name)
+def test_what_is_shown_is_what_was_run(path):
+    "Nobody executes these in the gate: their outputs are those of their code and of the rows that are there."
+    nb = read(path)
+    assert nb.metadata.get("executed") == rerun.stamp(path), (
+        f"code, rows or outputs have changed since: run `python .ci/rerun.py {path.relative_to(ROOT).as_posix()}`"
+    )
+    shown = [o for c in nb.cells for o in c.get("outputs", [])]
+    assert any({"image/png", "text/markdown", "text/html"} & set(o.get("data", {})) for o in shown)
+    assert not any(o.get("name") == "stderr" for o in shown), "a warning or a progress bar"
+    assert "widgets" not in nb.metadata and not any("widget-view" in m for o in shown for m in o.get("data", {}))
+
+
+def test_a_notebook_that_was_not_run_again_is_noticed(tmp_path):
+    "The stamp is another one after a change of code, of rows or of outputs; comments and links may change."
+    path = NBS / "experiments/ablation.ipynb"
+
+    def changed(change) -> bool:
+        nb = read(path)
+        change(next(c for c in nb.cells if c.cell_type == "code" and c.outputs), nb)
+        nbformat.write(nb, tmp_path / path.name)
+        return rerun.stamp(tmp_path / path.name) != rerun.stamp(path)
+
+    def more(text):
+        return lambda cell, nb: cell.update(source=cell.source + text)
+
+    assert changed(more("\nx = 1")) and changed(lambda cell, nb: cell.update(outputs=[]))
+    assert not changed(more("  # why\n\n")) and not changed(lambda cell, nb: nb.cells[0].update(source="# other\n"))
+    linked = path.read_text(encoding="utf-8").replace(f"/v{sync.facts()['version']}/", "/v9.8.7/")
+    (tmp_path / path.name).write_text(linked, encoding="utf-8")
+    assert "v9.8.7/nbs" in linked and rerun.stamp(tmp_path / path.name) == rerun.stamp(path)
+    code = "\n".join(c.source for c in read(path).cells if c.cell_type == "code")
+    assert [p.name for p in rerun.rows_read(code)] == sorted(
+        p.name for p in (NBS / "experiments/results").glob("*-ablation.json")
+    )
+    assert rerun.rows_read("from semissl.run.expect import expected") == [rerun.EXPECTED]
+
+
+def test_the_rows_are_part_of_the_stamp(tmp_path, monkeypatch):
+    path = NBS / "experiments/ablation.ipynb"
+    for file in rerun.ROWS.glob("*-ablation.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = rerun.stamp(path)
+    monkeypatch.setattr(rerun, "ROWS", tmp_path)
+    assert rerun.stamp(path) == before
+    (tmp_path / "digits-ablation.json").write_text("[]", encoding="utf-8")
+    assert rerun.stamp(path) != before
+
+
 def test_train_notebook():
     from semissl.run.config import TrainConfig
 
@@ -594,6 +644,86 @@ def test_results_in_the_readme_are_made_from_the_rows():
     for row in json.loads((results / "speed-cpu.json").read_text()):
         if row["measure"] == "later_epoch":
             assert f"{row['ratio']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})" in shown[3]
+
+
+def mean_and_half(rows, arm: str, other: str, k: int) -> str:
+    "A gain as the notebooks write it."
+    from semissl.many.paired import gain_words, paired_gain
+
+    return gain_words(paired_gain(rows, arm, other, k)).split(" points")[0]
+
+
+@pytest.mark.parametrize(
+    "notebook,file,arm,other,k",
+    [
+        ("method/losses", "digits", "VICReg", "base", 1),
+        *(("method/losses", "digits", f"Barlow Twins, lambd x dim {n}", "base", 1) for n in (1, 8, 40)),
+        ("method/correlation", "digits", "no class correlation", "base", 1),
+        ("method/correlation", "digits", "no class correlation", "base", 4),
+        ("method/correlation", "cifar10-cpu", "no class correlation", "base", 25),
+        ("method/module", "digits", "no stage 3", "base", 1),
+        ("method/module", "digits", "no stage 3", "base", 4),
+        ("method/module", "cifar10-cpu", "stage 1 only", "base", 25),
+        ("method/module", "digits", "no stage 3", "stage 1 only", 1),
+        ("method/module", "digits", "no stage 3", "stage 1 only", 4),
+    ],
+)
+def test_what_a_room_says_of_the_ablation_is_in_its_rows(notebook, file, arm, other, k):
+    import pandas as pd
+
+    rows = pd.DataFrame(json.loads((NBS / f"experiments/results/{file}-ablation.json").read_text()))
+    said = read(NBS / f"{notebook}.ipynb").cells[0].source
+    assert mean_and_half(rows, arm, other, k) in said and "(../experiments/ablation.ipynb)" in said
+
+
+def test_what_came_out_is_in_the_rows():
+    "The numbers at the head of label_efficiency.ipynb and of peers.ipynb."
+    import pandas as pd
+
+    read_rows = lambda n: pd.DataFrame(json.loads((rerun.ROWS / f"{n}-label-efficiency.json").read_text()))
+    digits, photos = read_rows("digits"), read_rows("cifar10-curve")
+
+    def means(rows, arm: str, column: str = "test_accuracy") -> list[str]:
+        part = rows[rows["arm"] == arm].groupby("labels_per_class")[column]
+        return [f"{100 * mean:.1f}" for mean in part.mean()]
+
+    words = lambda numbers: f"{', '.join(numbers[:-1])} and {numbers[-1]} %"
+    heads = {n: read(NBS / f"experiments/{n}.ipynb").cells[0].source for n in ("label_efficiency", "peers")}
+    ours = means(digits, "stages 1+2+3")
+    for column in ("test", "labels_only_test", "ssl_then_probe_label_propagation"):
+        assert words(means(digits, "stages 1+2+3", f"{column}_accuracy")) in heads["label_efficiency"], column
+    assert words(means(photos, "stages 1+2+3")) in heads["label_efficiency"]
+    of_peers = [means(digits, f"{peer} (re-implementation)") for peer in ("FixMatch", "FreeMatch")]
+    for told in (*of_peers, means(digits, "pixels, our label propagation"), ours[:2]):
+        assert words(told) in heads["peers"]
+    for told in (
+        f"FixMatch has {means(photos, 'FixMatch (re-implementation)')[0]} %",
+        f"the method {means(photos, 'stages 1+2+3')[1]} %",
+    ):
+        assert told in heads["peers"]
+    for rows in (digits, photos, read_rows("cifar10-cpu")):
+        mean = (
+            rows[~rows["arm"].isin(["stage 1", "stages 1+2"])]
+            .groupby(["labels_per_class", "arm"])["test_accuracy"]
+            .mean()
+        )
+        assert set(mean.unstack().idxmax(axis=1)) == {"stages 1+2+3"}
+
+
+def test_how_long_the_defaults_take_is_in_the_rows():
+    "Seconds of a run with its baselines, for each image seen, times the images that the defaults see."
+    rows = [
+        row
+        for row in json.loads((rerun.ROWS / "digits-label-efficiency.json").read_text())
+        if (row["arm"], row["labels_per_class"]) == ("stages 1+2+3", 4)
+    ]
+    from semissl.run.config import TrainConfig
+
+    steps = TrainConfig().epochs * (rows[0]["train_images"] // TrainConfig().batch_size)
+    seen = steps * (TrainConfig().batch_size + TrainConfig().labelled_batch_size)
+    minutes = round(sum(r["seconds"] for r in rows) / sum(r["image_passes"] for r in rows) * seen / 60)
+    for path in (NBS / "experiments/train.ipynb", NBS / "index.ipynb"):
+        assert f"about {minutes} minutes on one CPU core without bfloat16" in written(read(path)), path
 
 
 def test_a_change_of_owner_is_one_edit_and_a_command():

@@ -55,6 +55,14 @@ def test_own_images_with_a_function_that_answers(tmp_path):
     assert (tmp_path / "mine" / "model.onnx").exists() and (tmp_path / "mine" / "predictions.parquet").exists()
 
 
+def test_own_images_on_its_example(tmp_path):
+    "What a stranger sees first: no folder is named, and the labels of the digits answer when they are asked."
+    done = papermill("own_images.ipynb", tmp_path, wanted=30, corrections=6, folder="mine")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "1297 images" in told(tmp_path) and "36 labels;" in told(tmp_path)
+    assert len(list(csv.DictReader(open(tmp_path / "mine" / "predictions.csv", newline="", encoding="utf-8")))) == 1297
+
+
 def test_own_images_without_an_answer_stops_and_says_so(tmp_path):
     photos(tmp_path / "photos", 60)
     done = papermill("own_images.ipynb", tmp_path, **QUICK)

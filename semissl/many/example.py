@@ -199,9 +199,11 @@ class Example(NamedTuple):
 
 def example_run(
     run_dir: Path,  # made where it is missing
+    per_class: int = 4,  # labels of each class
+    seed: int = 0,  # of the draw
 ) -> Example:
-    "Write the four files of a run of 4 labels a class."
-    result, arrays = stand_in(per_class=4, seed=0)
+    "Write the four files of a run."
+    result, arrays = stand_in(per_class, seed)
     images, _, y, test, train = pictures()
     p = arrays["p"]
     run_dir.mkdir(parents=True, exist_ok=True)
