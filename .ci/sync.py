@@ -135,10 +135,14 @@ def expected(module: str, results: Path) -> str:
 
 
 def still(notebook: str) -> str:
-    "A notebook without the state of widgets, which `nbdev-clean` keeps."
-    nb = json.loads(notebook)
-    if nb["metadata"].pop("widgets", None) is None:
+    "A notebook without widgets and their state, which `nbdev-clean` keeps."
+    if "widget" not in notebook:
         return notebook
+    nb, view = json.loads(notebook), "application/vnd.jupyter.widget-view+json"
+    nb["metadata"].pop("widgets", None)
+    for cell in nb["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if view not in o.get("data", {})]
     return json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -149,12 +149,12 @@ def test_a_picture_is_made_square_in_one_way_wherever_it_comes_from(tmp_path, fi
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for file in sorted((tmp_path / "photos").iterdir()):
             archive.write(file, file.name)
-    wanted = load_images(rows, 24, fit).images
+    wanted = load_images(rows, 24, fit=fit).images
     found = dict(
         folder=load_images(tmp_path / "photos", 24, fit=fit),
         zip=load_images(tmp_path / "photos.zip", 24, fit=fit),
-        opened=load_images([Image.fromarray(r) for r in rows], 24, fit),
-        array=load_images(np.stack(rows), 24, fit),
+        opened=load_images([Image.fromarray(r) for r in rows], 24, fit=fit),
+        array=load_images(np.stack(rows), 24, fit=fit),
         again=load_images(tmp_path / "photos", 24, fit=fit),
     )
     for name, images in found.items():

@@ -191,12 +191,10 @@ def look_at(
                 continue
             fresh, see = max(fresh, len(todo)), see or engine(looker, len(todo), device)
             parts = np.split(todo, range(see.block, len(todo), see.block))
-            done, shown = nth * len(first) + len(first) - len(todo), dict(delay=1, smoothing=0.05, disable=bool(tell))
-            with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", **shown) as bar:
-                for part, h in zip(
-                    parts,
-                    see(cut(images, parts if rows is None else [rows[p] for p in parts], looker, v, not see.resizes)),
-                ):
+            done, shown = nth * len(first) + len(first) - len(todo), dict(disable=True) if tell else dict(delay=1)
+            with tqdm(total=len(todo), desc=f"looking ({v})", unit=" images", smoothing=0.05, **shown) as bar:
+                pixels = cut(images, parts if rows is None else [rows[p] for p in parts], looker, v, not see.resizes)
+                for part, h in zip(parts, see(pixels)):
                     kept.add(names[part], h)
                     bar.update(len(part))
                     done += len(part)

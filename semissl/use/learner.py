@@ -180,17 +180,18 @@ class Learner:
             self.thread = threading.Thread(target=self.work, name="semissl learner", daemon=True)
             self.thread.start()
 
-    @property
-    def told(self) -> str:
-        "What it is doing, in words."
-        now = self.snapshot
-        if self.problem:
-            return f"no guesses: {self.problem}"
-        if self.state == "looking":
-            return f"looking at the images, {self.done / max(1, self.total):.0%}"
-        if not now.number:
-            return "looks first" if self.state == "waiting" else "knows the images, no labels yet"
-        return f"learnt from {now.labels} labels, {time.time() - now.at:.0f} s ago"
+# %% ../../nbs/use/learner.ipynb #84ba5cbe
+@patch(as_prop=True)
+def told(self: Learner) -> str:
+    "What it is doing, in words."
+    now = self.snapshot
+    if self.problem:
+        return f"no guesses: {self.problem}"
+    if self.state == "looking":
+        return f"looking at the images, {self.done / max(1, self.total):.0%}"
+    if not now.number:
+        return "looks first" if self.state == "waiting" else "knows the images, no labels yet"
+    return f"learnt from {now.labels} labels, {time.time() - now.at:.0f} s ago"
 
 # %% ../../nbs/use/learner.ipynb #4f36d59b
 @patch
@@ -208,7 +209,7 @@ def looked(self: Learner) -> Quick:
     seen = featured(images, sight, folder, rows, tell=tell)
     return Quick(seen.images.mean(1), seen.paths, self.seed)
 
-
+# %% ../../nbs/use/learner.ipynb #5b6be1de
 @patch
 def work(self: Learner) -> None:
     "What the thread does."
