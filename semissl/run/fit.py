@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ..data.cache import written_whole
 from ..data.images import ImageSet
+from ..data.whole import write_json, written_whole
 from .answer import answers, seen_by
 from .build import build
 from .choose import learns_on
@@ -33,7 +33,7 @@ from .confidence import calibrate, folds
 from .config import TrainConfig, parse_budget
 from .evaluate import READ
 from .expect import expectation
-from .folder import Result, check_data, claim, keep_in_card, open_run_dir, read_card, write_json
+from .folder import Result, check_data, claim, keep_in_card, open_run_dir, read_card
 from .identity import data_identity, identity_hash
 from .machine import commit, device_name, forget_peak, peak_memory, precision, versions
 from .pace import before_training, in_time

@@ -34,12 +34,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.blocks import decode_block, worker_pool
-from ..data.cache import one_at_a_time, written_whole
+from ..data.cache import one_at_a_time
 from ..data.files import Entry, list_folder, list_zip
 from ..data.images import ImageSet, resize_images
 from ..data.layout import unique_names
 from ..data.pictures import as_images, items_of
 from ..data.sources import load_images, source_files
+from ..data.whole import written_whole
 from ..run.features import looks_folder
 from ..run.values import plainly
 from .predictor import Predictor, digest, load_predictor
