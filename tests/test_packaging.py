@@ -17,7 +17,7 @@ NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not
 EXPERIMENTS = [p for p in NOTEBOOKS if p.parent == NBS / "experiments"]
 TUTORIALS = [p for p in NOTEBOOKS if p.parent == NBS / "tutorials"]
 FLOORS = {  # the rooms of each in their order: a room uses those before it and those of the floors below
-    "data": "labels images decode png files layout blocks cache table pictures hub sources split loader",
+    "data": "whole lock labels images decode png files layout blocks cache table pictures hub sources split loader",
     "method": "policy augment encoder heads losses correlation propagate adapter memory schedule normalise pseudo "
     "module weights load recipe",
     "run": "values identity progress threads budget metrics evaluate engine features sight readers rounds "
@@ -561,6 +561,7 @@ def test_imports(path):
     ours -= {"", "__version__"}  # the package itself, for its version
     assert not star
     assert ours <= set(MODULES[:n]), f"expected rooms before {module}, got {sorted(ours - set(MODULES[:n]))}"
+    assert not {"fcntl", "msvcrt"} & others, "expected locks by way of data.lock, which Windows has too"
     if module in ("method.policy", "method.encoder", "method.heads", "method.losses", "run.metrics"):
         assert not ours, f"expected nothing of ours, got {sorted(ours)}"
     if n < MODULES.index("method.schedule"):

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'WORTH_A_WORD', 'fingerprint', 'writable', 'cache_place', 'spot_check', 'read_cache', 'collector_off',
-           'one_at_a_time', 'drop_rows', 'make_valid', 'write_cache', 'places_of', 'tell_place', 'cached_files',
-           'written_whole']
+           'one_at_a_time', 'drop_rows', 'make_valid', 'write_cache', 'places_of', 'tell_place', 'cached_files']
 
 # %% ../../nbs/data/cache.ipynb #50db64b4
 import contextlib
 import gc
 import hashlib
-import importlib
 import json
 import os
 import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +30,8 @@ from .blocks import decode_rows
 from .decode import FORMATS
 from .images import FITS
 from .layout import Listing, MissingPart, list_source
+from .lock import Lock
+from .whole import written_whole
 
 # %% ../../nbs/data/cache.ipynb #66b2bf51
 CACHE_FORMAT = 3
@@ -128,14 +128,8 @@ def one_at_a_time(
     own = next((p / ".gitignore" for p in folder.parents if p.name == ".semissl-cache"), None)
     if own and not own.exists():
         own.write_text("*\n")  # photographs decoded small are still not for a repository
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl = importlib.import_module("fcntl")
-            fcntl.flock(file, fcntl.LOCK_EX)  # gone with the process, however it ends
-            held = True
-        except (ImportError, OSError):
-            held = False
-        yield held
+    with Lock(folder / "lock") as lock:
+        yield lock.held
 
 # %% ../../nbs/data/cache.ipynb #6983bc95
 def drop_rows(
@@ -143,23 +137,23 @@ def drop_rows(
     keep: np.ndarray,  # indices of the rows to keep
 ) -> None:
     "Rewrite a .npy without its bad rows."
-    rows, short = np.load(file, mmap_mode="r"), file.with_suffix(".short")
-    out = np.lib.format.open_memmap(short, mode="w+", dtype=np.uint8, shape=(len(keep), *rows.shape[1:]))
-    for start in range(0, len(keep), 1024):
-        out[start : start + 1024] = rows[keep[start : start + 1024]]
-    out.flush()
-    os.replace(short, file)
+    rows = np.load(file, mmap_mode="r")
+    with written_whole(file) as short:
+        out = np.lib.format.open_memmap(short, mode="w+", dtype=np.uint8, shape=(len(keep), *rows.shape[1:]))
+        for start in range(0, len(keep), 1024):
+            out[start : start + 1024] = rows[keep[start : start + 1024]]
+        out.flush()
 
 # %% ../../nbs/data/cache.ipynb #da5dc9e8
 def make_valid(
     folder: Path,  # from `cache_place`, with the rows in it
     about: dict,  # what cache.json will say
-    tag: str,  # distinguishes unfinished files
 ) -> None:
     "The last step of a cache: from now on it is read, and what lay there before goes."
-    (folder / f"cache-{tag}.tmp").write_text(json.dumps(about))
-    os.replace(folder / f"cache-{tag}.tmp", folder / "cache.json")
-    for old in {*folder.glob("images-*.npy"), *folder.glob("unfinished-*")} - {folder / about["file"]}:
+    with written_whole(folder / "cache.json") as beside:
+        beside.write_text(json.dumps(about))
+    left = ("images-*.npy", "unfinished-*", ".*.unfinished-*")
+    for old in {p for pattern in left for p in folder.glob(pattern)} - {folder / about["file"]}:
         old.unlink(missing_ok=True)
 
 # %% ../../nbs/data/cache.ipynb #aa244718
@@ -200,7 +194,7 @@ def write_cache(
         "told": listing.told,
         "dark": dark,
     }
-    make_valid(folder, about, tag)
+    make_valid(folder, about)
     return about
 
 # %% ../../nbs/data/cache.ipynb #b2ecdd3c
@@ -269,21 +263,3 @@ def cached_files(
         if not cache:
             found["pixels"] = np.array(found["pixels"])
         return found
-
-# %% ../../nbs/data/cache.ipynb #79409b62
-@contextlib.contextmanager
-def written_whole(
-    path: Path,  # appears whole or not at all
-    # called when the new file is safe on the disk, before it takes its place
-    then: Callable = lambda: None,
-) -> Iterator[Path]:  # where to write meanwhile
-    "Write beside, flush to the disk, then replace."
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        then()
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -20,8 +20,10 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..data.lock import Lock
+from ..data.whole import write_json
 from .grid import Run
-from .state import FilesNamed, read_json, write_json
+from .state import FilesNamed, read_json
 
 # %% ../../nbs/many/attempt.ipynb #b0000028
 def execute(
@@ -102,7 +104,7 @@ class Attempt:
 
     process: subprocess.Popen
 
-    lock: int  # descriptor
+    lock: Lock  # of the run
 
     slot: int = 0  # among those at the same time
 
@@ -139,7 +141,7 @@ def finish(self: Attempt) -> dict:  # the content of status.json
     if not error:
         (run_dir / "failed.ipynb").unlink(missing_ok=True)
     write_json(run_dir / "status.json", status)
-    os.close(self.lock)
+    self.lock.release()
     return status
 
 
@@ -148,13 +150,13 @@ def stop(self: Attempt) -> None:
     "End the attempt; the run counts as interrupted."
     self.process.stdin.close()
     self.process.wait()
-    os.close(self.lock)
+    self.lock.release()
 
 # %% ../../nbs/many/attempt.ipynb #91e5a344
 def start(
     run: Run,  # to be executed
     notebook: str | Path,  # papermill reads it
-    held: int,  # its lock, which the process keeps too
+    held: Lock,  # its lock, which the process keeps too
     cell_timeout: int = 0,  # seconds that one cell may take; 0 = any
     slot: int = 0,  # among the runs at the same time
     **environment: str,  # for the process
@@ -171,7 +173,7 @@ def start(
             stderr=log,
             text=True,
             env={**os.environ, **environment},
-            pass_fds=() if os.name == "nt" else (held,),
+            pass_fds=() if os.name == "nt" else (held.fd,),
             start_new_session=True,
         )
     job = dict(

@@ -18,12 +18,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.basics import patch
+from ..data.whole import write_json, written_whole
 from .grid import Run
-from .state import read_json, state_of, write_json
+from .state import read_json, state_of
 from .work import Board, news_of, screen, work_through
 
 # %% ../../nbs/many/colab.ipynb #b0000061
@@ -46,21 +48,19 @@ def unpack(
     """The files of a run, each in place whole; ValueError, and nothing is changed, for an archive with anything but
     files below `run_dir`."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=run_dir, prefix=".") as beside,
-        tarfile.open(fileobj=io.BytesIO(content)) as tar,
-    ):
-        parts = []
-        for i, member in enumerate(tar):  # by hand: Python 3.11 before 3.11.4 has no filter for extractall
-            place, part = run_dir / member.name, Path(beside, str(i))
+    files = []
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for member in tar:  # by hand: Python 3.11 before 3.11.4 has no filter for extractall
+            place = run_dir / member.name
             if not member.isfile() or not place.resolve().is_relative_to(run_dir.resolve()):
                 raise ValueError(f"expected the files of a run, got {member.name!r}")
-            part.write_bytes(tar.extractfile(member).read())
-            os.utime(part, (member.mtime, member.mtime))
-            parts.append((part, place))
-        for part, place in parts:
+            files.append((place, member.mtime, tar.extractfile(member).read()))
+    with ExitStack() as stack:  # all are written before one is put in place; the last that is entered is the first
+        for place, stamp, told in reversed(files):
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part, place)
+            beside = stack.enter_context(written_whole(place))
+            beside.write_bytes(told)
+            os.utime(beside, (stamp, stamp))
 
 # %% ../../nbs/many/colab.ipynb #b8b19ecb
 def remote() -> None:
@@ -91,9 +91,8 @@ def pack_new(
     for run in runs:
         newest = max((p.stat().st_mtime for p in run.run_dir.glob("*") if not p.name.startswith(".")), default=0.0)
         if newest > stamps.get(run.slug, 0.0):
-            beside = Path(f"{run.slug}.part")
-            beside.write_bytes(packed(run.run_dir))
-            os.replace(beside, f"{run.slug}.tar.gz")
+            with written_whole(Path(f"{run.slug}.tar.gz")) as beside:
+                beside.write_bytes(packed(run.run_dir))
             stamps[run.slug] = newest
     write_json(Path("index.json"), dict(stamps=stamps, now=time.time()))
 

@@ -9,7 +9,6 @@ __all__ = ['on_a_node', 'on_ray']
 
 # %% ../../nbs/many/ray.ipynb #7524b606
 import os
-import time
 from collections.abc import Callable
 
 from .attempt import start
@@ -27,11 +26,10 @@ def on_a_node(
 ) -> dict:  # the content of status.json
     "One run, wherever Ray has placed it; waits for the lock of a process that is about to go."
     os.chdir(folder)
-    while (held := lock(run.run_dir)) is None:
-        time.sleep(1)
+    held = lock(run.run_dir, wait=True)
     if state_of(run.run_dir, FilesNamed().by(run.parameters)) != "done":
         return start(run, notebook, held, cell_timeout, **environment).finish()
-    os.close(held)
+    held.release()
     return read_json(run.run_dir / "status.json")
 
 # %% ../../nbs/many/ray.ipynb #9e2bded0

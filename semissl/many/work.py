@@ -139,13 +139,15 @@ def take(
     **environment: str,  # for the process
 ) -> bool:  # whether there is nothing left to start
     "Start a run, unless another batch has it or has ended it meanwhile."
-    held, before = lock(run.run_dir), board.states[run.slug]
-    if held is None:
+    before = board.states[run.slug]
+    try:
+        held = lock(run.run_dir)
+    except BlockingIOError:
         board.states[run.slug] = "elsewhere"
         return False
     state = state_of(run.run_dir, FilesNamed().by(run.parameters))
     if state == "done" or state == "failed" and before == "elsewhere":
-        os.close(held)
+        held.release()
         board.states[run.slug] = state
         return True
     slot = min(set(range(board.jobs)) - {a.slot for a in board.running.values()})

@@ -25,7 +25,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from ..data.cache import written_whole
+from ..data.whole import written_whole
 from .config import TrainConfig
 from .machine import every_process, peak_memory
 

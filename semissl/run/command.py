@@ -17,8 +17,9 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import fields
 
+from ..data.whole import without_nan
 from .config import GROUPS, TrainConfig
-from .values import plainly, refuse, without_nan
+from .values import plainly, refuse
 
 # %% ../../nbs/run/command.ipynb #204646c9
 def reasons() -> dict[str, str]:  # field -> what stands beside it

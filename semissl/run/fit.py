@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ..data.cache import written_whole
 from ..data.images import ImageSet
+from ..data.whole import write_json, written_whole
 from .answer import answers
 from .build import build
 from .compare import baseline, measure, measure_plain, plain_ways, tuned_way
 from .config import TrainConfig, parse_budget
 from .core import Trained, looked, trained
 from .evaluate import READ
-from .folder import Result, check_data, claim, open_run_dir, read_card, write_json
+from .folder import Result, check_data, claim, open_run_dir, read_card
 from .identity import data_identity, identity_hash
 from .machine import commit, device_name, forget_peak, peak_memory, precision, versions
 from .pace import before_training, in_time

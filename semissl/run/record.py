@@ -19,7 +19,7 @@ from fastcore.basics import patch
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ..data.cache import written_whole
+from ..data.whole import written_whole
 from .metrics import collapse_warning
 from .progress import Line
 from .track import Tracker

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastcore.basics import patch
-from ..data.cache import written_whole
+from ..data.whole import written_whole
 from .config import TrainConfig
 
 # %% ../../nbs/run/track.ipynb #b225fc43

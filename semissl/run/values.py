@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Any, NoReturn
 
 # %% auto #0
-__all__ = ['TRUTH', 'as_plain', 'as_type', 'without_nan', 'refuse', 'plainly']
+__all__ = ['TRUTH', 'as_plain', 'as_type', 'refuse', 'plainly']
 
 # %% ../../nbs/run/values.ipynb #2375624b
 def as_plain(
@@ -63,17 +63,6 @@ def as_type(
         except (ValueError, OverflowError):
             pass
     raise TypeError(f"expected {name} to be {wanted.__name__}, got {given!r} ({type(given).__name__})")
-
-# %% ../../nbs/run/values.ipynb #8332caf4
-def without_nan(
-    value: Any,  # for a JSON file
-) -> Any:  # the same, None where a float is NaN or infinite
-    "What JSON can say."
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: without_nan(v) for k, v in value.items()}
-    return [without_nan(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/run/values.ipynb #7f3b198c
 def refuse(

@@ -29,10 +29,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ..data.cache import written_whole
 from ..data.images import ImageSet
 from ..data.labels import class_names, label_rows, label_values
 from ..data.split import duplicate_report
+from ..data.whole import written_whole
 from ..run.choose import chosen_encoder, learns_on
 from ..run.config import TrainConfig
 from ..run.features import looks_folder

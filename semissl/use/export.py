@@ -14,7 +14,6 @@ __all__ = ['INPUT', 'SQUARES', 'EXPORTS', 'Program', 'card_text', 'example', 'ch
 # %% ../../nbs/use/export.ipynb #4d73730c
 import importlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.images import GREY
+from ..data.whole import written_whole
 from ..method.encoder import ENCODERS, resnet
 from .predictor import Predictor, digest
 
@@ -219,7 +219,6 @@ def to_state_dict(
             f"{model.card['encoder']!r} with these weights",
         )
     torch.save(weights, path)
-    path.with_suffix(".json").write_text(card_text(model), encoding="utf-8")
 
 # %% ../../nbs/use/export.ipynb #36844224
 EXPORTS = {".safetensors": to_safetensors, ".onnx": to_onnx, ".pt2": to_program, ".pt": to_state_dict}
@@ -237,14 +236,12 @@ def export(
         raise ValueError(f"expected a file that ends in one of {list(EXPORTS)}, got {path.name!r}")
     home = next(model.parameters()).device
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}{path.name}")  # torch.export.save insists on the suffix
     try:
-        EXPORTS[path.suffix](model.cpu().eval(), beside, **options)
-        if beside.with_suffix(".json").exists():
-            os.replace(beside.with_suffix(".json"), path.with_suffix(".json"))
-        os.replace(beside, path)
+        with written_whole(path) as beside:
+            EXPORTS[path.suffix](model.cpu().eval(), beside, **options)
+            if path.suffix == ".pt":  # tensors alone
+                with written_whole(path.with_suffix(".json")) as card:
+                    card.write_text(card_text(model), encoding="utf-8")
     finally:
         model.to(home)
-        for left in (beside, beside.with_suffix(".json")):
-            left.unlink(missing_ok=True)
     return path

@@ -15,7 +15,6 @@ __all__ = ['KEYS', 'Labels', 'check_name', 'named', 'Labeller', 'picture', 'widg
 import base64
 import csv
 import io
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -29,13 +28,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.cache import one_at_a_time, written_whole
 from ..data.decode import decode_image
 from ..data.files import Reader
 from ..data.images import ImageSet
 from ..data.labels import alike, is_missing
+from ..data.lock import Lock
 from ..data.table import match_paths, read_labels, rows_of
 from ..data.sources import listed
+from ..data.whole import written_whole
 from .widget import LOOK, VIEW
 
 # %% ../../nbs/use/labeller.ipynb #cab379b9
@@ -61,13 +61,10 @@ class Labels:
         changes: dict[str, str | None],  # path -> class name; "" = skipped, None = no decision
     ) -> dict[str, str]:  # all decisions after it
         "Change these rows and no others; on disk when this returns."
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(self.file.with_name(f".{self.file.name}-lock")):
+        with Lock(self.file.with_name(f".{self.file.name}.lock")):
             table = {path: label for path, label in (self.read() | changes).items() if label is not None}
             with written_whole(self.file) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([("path", "label"), *table.items()])
-                file.flush()
-                os.fsync(file.fileno())
         return table
 
 # %% ../../nbs/use/labeller.ipynb #1b080aa4

@@ -34,10 +34,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.blocks import decode_block, worker_pool
-from ..data.cache import one_at_a_time, written_whole
+from ..data.cache import one_at_a_time
 from ..data.files import Entry
 from ..data.images import ImageSet, resize_images
 from ..data.sources import listed
+from ..data.whole import written_whole
 from ..run.features import looks_folder
 from ..run.values import plainly
 from .predictor import Predictor, digest, load_predictor
