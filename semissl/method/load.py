@@ -244,7 +244,7 @@ def from_file(net: nn.Module, recipe: Recipe) -> nn.Module:
         )
     return load_strictly(net, Path(recipe.weights), recipe.encoder)
 
-
+# %% ../../nbs/method/load.ipynb #8ee3456c
 class Source(NamedTuple):
     "Where weights come from."
 

@@ -144,7 +144,7 @@ def fit(
     self.mix = mixes()["all"]
     return self
 
-
+# %% ../../nbs/run/readers.ipynb #9b30a392
 def check_fitted(
     fitted: dict[str, tuple[Tensor, Tensor]],  # by the reader's name: weights and bias
     classes: int,  # K

@@ -128,7 +128,7 @@ def trainer_of(config: TrainConfig, callbacks: list[Callback], keeper: Checkpoin
         **dict.fromkeys(off, False),
     )
 
-
+# %% ../../nbs/run/train.ipynb #ee62092b
 def note_precision(model: SemiSSL, config: TrainConfig, trainer: L.Trainer) -> None:
     "What runs goes into the card, so into the result; a warning where that is not what was asked for."
     model.card["precision"] = trainer.precision
