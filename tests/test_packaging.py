@@ -777,10 +777,14 @@ def test_version_is_told_once():
 
 
 def test_readme_begins_with_the_two_commands():
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert [language for language, _ in blocks[:2]] == ["bash", "bash"]
-    run, test = blocks[0][1], blocks[1][1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", readme, re.M | re.S)
+    named = dict(re.findall(r"^<!-- ([\w-]+) -->\n```bash\n(.*?)^```", readme, re.M | re.S))
+    assert [("bash", code) for code in named.values()] == blocks[:2]
+    run, test = named["install-and-run"], named["install-and-test"]
     assert "nbs/experiments/train.ipynb" in run and "papermill" in run and "-m pytest" in test
+    gate = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert set(re.findall(r"readme ([\w-]+)$", gate, re.M)) == set(named)
     for block in (run, test):
         assert block.startswith("python3 -m venv .venv") and "pip install -e" in block
     for code in (code for language, code in blocks if language == "python"):

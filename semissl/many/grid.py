@@ -39,12 +39,16 @@ def parameters_of(
     cells = [c for c in cells_of(notebook) if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"expected one cell tagged parameters in {notebook}, got {len(cells)}")
-    pairs = [
-        (n.targets[0] if isinstance(n, ast.Assign) else n.target, n.value)
-        for n in ast.parse(cells[0].source).body
-        if isinstance(n, (ast.Assign, ast.AnnAssign))
-    ]
-    return {target.id: ast.literal_eval(value) for target, value in pairs}
+    found = {}
+    for n in ast.parse(cells[0].source).body:
+        if isinstance(n, (ast.Assign, ast.AnnAssign)):
+            target = n.targets[0] if isinstance(n, ast.Assign) else n.target
+            try:
+                found[target.id] = ast.literal_eval(n.value or "")
+            except (AttributeError, ValueError, SyntaxError) as err:
+                told = ast.unparse(n)[:80]
+                raise ValueError(f"expected parameters like name = 3 in {notebook}, got {told!r}") from err
+    return found
 
 # %% ../../nbs/many/grid.ipynb #b0000010
 def read_grid(

@@ -11,7 +11,7 @@ __all__ = ['OFFLINE', 'best_at_hand', 'of_name', 'recipe']
 import torch
 
 from .encoder import ENCODERS
-from .load import of_file, of_wheel, together
+from .load import WEIGHTS, of_wheel, source_of, together
 from .weights import BEST, Recipe, cached, known_to_timm, published, reachable, wheel_file
 
 # %% ../../nbs/method/recipe.ipynb #f13e7759
@@ -41,11 +41,10 @@ def best_at_hand(
 # %% ../../nbs/method/recipe.ipynb #e3cd19db
 def of_name(
     encoder: str,  # of ENCODERS, a torchvision ResNet, a timm model
-    weights: str,  # "auto" or "none"
 ) -> Recipe:  # with a reason
     "One encoder with the weights that are published for it, where they can be had."
-    if weights == "none" or encoder in ENCODERS:
-        return Recipe(encoder, "none", why="asked for" if weights == "none" else "nobody has published weights of it")
+    if encoder in ENCODERS:
+        return Recipe(encoder, "none", why="nobody has published weights of it")
     if wheel_file(encoder):
         return of_wheel(encoder)
     # `encoder` refuses what is unknown
@@ -63,7 +62,7 @@ def of_name(
 # %% ../../nbs/method/recipe.ipynb #cd7ab7fb
 def recipe(
     encoder: str = "auto",  # "auto", or a name: of ENCODERS, a torchvision ResNet, a timm model
-    weights: str = "auto",  # "auto", "none", or the path of a file or of a run
+    weights: str = "auto",  # "auto", a key of WEIGHTS in `load`, or the path of a file or of a run
     kind: str = "photos",  # what the images are: "photos" or "digits"
     gpu: bool | None = None,  # whether there is one; None = look
 ) -> Recipe:  # with a reason
@@ -73,13 +72,12 @@ def recipe(
     if encoder == "auto":
         if weights not in ("auto", "none"):
             raise ValueError(
-                f"expected an encoder by name for weights from a file, got encoder='auto' and weights={weights!r}"
+                f"expected an encoder by name for weights from a file or another place, got encoder='auto' and "
+                f"weights={weights!r}"
             )
         return best_at_hand(weights, kind, gpu)
     if "+" in encoder:
-        if weights not in ("auto", "none"):
+        if weights != "auto" and source_of(weights) is WEIGHTS["file"]:
             raise ValueError(f"expected one encoder for weights from a file, got {encoder!r}")
         return together([recipe(e, weights, kind, gpu) for e in encoder.split("+")])
-    if weights not in ("auto", "none"):
-        return of_file(encoder, weights)
-    return of_name(encoder, weights)
+    return of_name(encoder) if weights == "auto" else source_of(weights).about(encoder, weights)

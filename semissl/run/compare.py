@@ -18,10 +18,9 @@ import torch
 from ..method.module import SemiSSL
 from .build import build
 from .config import TrainConfig
-from .evaluate import READ, class_means, evaluate
+from .evaluate import PROBES, READ, arrays_of, class_means, evaluate
 from .finetune import fine_tuned
-from .folder import METRICS
-from .metrics import accuracy, accuracy_at_coverage, accuracy_interval, calibration_error
+from .metrics import measured
 from .readers import READERS, logistic
 from .record import Recorder
 from .sight import FeatureSet, Sight
@@ -36,21 +35,19 @@ def measure(
     temperature: float = 1.0,  # of the head
     crossed: float | None = None,  # accuracy on labels that the trainings of the calibration left out
     read: int = READ,  # see `evaluate`
-) -> tuple[dict, dict]:  # metrics and arrays, see `evaluate`; nulls and nothing without a test set
+) -> tuple[dict, dict]:  # metrics and arrays, see `measured`; nulls and nothing without a test set
     "The metrics of a result, the validation accuracy among them."
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    metrics, arrays = (
-        evaluate(model, task.train, task.test, head, device, temperature, read) if task.test is not None else ({}, {})
-    )
+    there = dict(temperature=temperature, cross_validated_accuracy=crossed)
     if task.validation is not None:
-        metrics["validation_accuracy"] = evaluate(model, task.train, task.validation, head, device)[0]["test_accuracy"]
-    if metrics and model.answer is not None:
-        metrics |= {
-            f"{name}_accuracy": accuracy(p, task.test.labels)
-            for name, p in zip(READERS, each_reader(model, task.test, device))
-        }
-    return dict.fromkeys(METRICS) | metrics | dict(temperature=temperature, cross_validated_accuracy=crossed), arrays
+        there["validation_accuracy"] = evaluate(model, task.train, task.validation, head, device)[0]["test_accuracy"]
+    if task.test is None:
+        return measured(there, [*READERS, *PROBES]), {}
+    there |= arrays_of(model, task.train, task.test, head, device, temperature, read)
+    if model.answer is not None:
+        there["said"] |= dict(zip(READERS, each_reader(model, task.test, device)))
+    return measured(there, [*READERS, *PROBES]), there
 
 
 @torch.inference_mode()
@@ -58,7 +55,7 @@ def each_reader(
     model: SemiSSL,  # on features
     images: FeatureSet,
     device: str | torch.device = "cpu",  # where the model lives
-) -> torch.Tensor:  # (4, N, K) probabilities, in the order of READERS
+) -> torch.Tensor:  # (R, N, K) probabilities, in the order of READERS
     "What each reader of the answer says."
     head = model.ema.model[1]
     said = []
@@ -112,18 +109,9 @@ def tuned_way(
 def measure_plain(
     p: torch.Tensor,  # (M, K) probabilities
     labels: torch.Tensor,  # (M,) of the test images
-) -> dict:  # by METRICS, null where a plain way has none
+) -> dict:  # as `measure`, null where a plain way has none
     "The part of a result's metrics that needs probabilities alone."
-    right = int((p.argmax(1) == labels).sum())
-    return (
-        dict.fromkeys(METRICS)
-        | {
-            "test_accuracy": right / len(labels),
-            "test_accuracy_interval": list(accuracy_interval(right, len(labels))),
-            "calibration_error": calibration_error(p, labels),
-        }
-        | {f"accuracy_at_{c}": accuracy_at_coverage(p, labels, c / 100) for c in (50, 80, 95)}
-    )
+    return measured(dict(probabilities=p, labels=labels), [*READERS, *PROBES])
 
 
 def train_again(

@@ -19,7 +19,7 @@ from .compare import each_reader, train_again
 from .config import TrainConfig
 from .evaluate import READ, encode, spread_out
 from .metrics import accuracy, fit_temperature
-from .readers import MIXES
+from .readers import mixes
 from .sight import FeatureSet, Sight
 from .task import Task
 
@@ -84,7 +84,7 @@ def left_out(
     config: TrainConfig,  # of its run
     task: Task,  # on features
     card: dict,  # of its checkpoint
-) -> tuple[list, list, int]:  # (4, n, K) of the readers and (n,) labels, a pair for each fold, and the number of folds
+) -> tuple[list, list, int]:  # (R, n, K) of the readers and (n,) labels, a pair for each fold, and the number of folds
     "What the readers say of labels they have not seen: the validation's, or those left out of short trainings."
     y = task.train.labels
     fewest = min(y[y >= 0].unique(return_counts=True)[1].tolist(), default=0)
@@ -114,13 +114,14 @@ def calibrate_features(
     if not said:
         return 1.0
     p, y = torch.cat(said, 1), torch.cat(truth)
-    mixed = {name: (torch.tensor(mix)[:, None, None] * p).sum(0).clamp(min=1e-12) for name, mix in MIXES.items()}
+    shares = mixes()
+    mixed = {name: (mix[:, None, None] * p).sum(0).clamp(min=1e-12) for name, mix in shares.items()}
     right = {name: (q.argmax(1) == y).float() for name, q in mixed.items()}
-    best = max(MIXES, key=lambda name: right[name].mean())
+    best = max(shares, key=lambda name: right[name].mean())
     gain = right[best] - right["all"]
     # the labels are few: another mix must be better beyond its noise
     chosen = best if gain.mean() > 2 * gain.std() / len(y) ** 0.5 else "all"
-    model.answer.mix.copy_(torch.tensor(MIXES[chosen]))
+    model.answer.mix.copy_(shares[chosen])
     if task.validation is None:
         card["cross_validated_accuracy"] = float(right[chosen].mean())
     found = {name: round(float(r.mean()), 4) for name, r in right.items()}

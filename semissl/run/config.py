@@ -171,12 +171,16 @@ class TrainConfig(*reversed(GROUPS)):
 
 # %% ../../nbs/run/config.ipynb #e15c6b1f
 def check_words(config: TrainConfig) -> None:
-    "Fields that are lists of words; ValueError for one that is none."
+    "Fields that are lists of words, or one of many; ValueError for one that is none."
     from semissl.method.propagate import HOW
     from semissl.run.engine import check_views
 
     if config.views != "auto":
         check_views(config.views)
+    if config.weights not in ("auto", "none"):
+        from semissl.method.load import source_of
+
+        source_of(config.weights)
     if config.frequencies not in HOW and "=" not in config.frequencies:
         raise ValueError(
             f"expected frequencies to be one of {list(HOW)} or a share for each class, like 'cat=0.2,dog=0.8', got "

@@ -209,7 +209,7 @@ def about_cost(config: TrainConfig, run_dir: Path, steps: int, seconds: float, p
         views_per_second=round(2 * passes / training),
         peak_memory_mib=max(last.get("peak_memory_mib", 0.0), peak_memory() or 0.0) or None,
         device=device_name(),
-        precision=precision(config),
+        precision=last.get("precision") or precision(config),
     )
 
 # %% ../../nbs/run/fit.ipynb #a94c5ee6
