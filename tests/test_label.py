@@ -35,7 +35,7 @@ def test_undo_leaves_what_another_window_decided(tmp_path):
     one, other = (Labeller("digits", tmp_path / "labels.csv", order=[0, 1]) for _ in range(2))
     one.label(one.order[0], "seven")
     other.label(other.order[0], "nine")
-    assert one.undo() == one.order[0] and Labels(tmp_path / "labels.csv").read() == {one.order[0]: "nine"}
+    assert one.undo() == one.order[0] and read_labels(tmp_path / "labels.csv") == {one.order[0]: "nine"}
 
 
 def test_a_disk_that_refuses_is_told_in_the_window(tmp_path, monkeypatch):

@@ -8,12 +8,10 @@ Docs: https://semissl.github.io/semissl/use/labeller.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['KEYS', 'Labels', 'check_name', 'named', 'Labeller', 'picture', 'widget_class', 'widget_of', 'first_open', 'show',
-           'respond']
+__all__ = ['KEYS', 'check_name', 'named', 'Labeller', 'picture', 'widget_class', 'widget_of', 'first_open', 'show', 'respond']
 
 # %% ../../nbs/use/labeller.ipynb #ee73f753
 import base64
-import csv
 import io
 import unicodedata
 from collections import Counter
@@ -32,40 +30,11 @@ from ..data.decode import decode_image
 from ..data.files import Reader
 from ..data.images import ImageSet
 from ..data.labels import alike, is_missing
-from ..data.lock import Lock
-from ..data.table import match_paths, read_labels, rows_of
+from ..data.table import match_paths, read_labels
 from ..data.sources import listed
-from ..data.whole import written_whole
+from .audit import audit_order
+from .decisions import Decision, Labels, decision_of
 from .widget import LOOK, VIEW
-
-# %% ../../nbs/use/labeller.ipynb #cab379b9
-class Labels:
-    "labels.csv while people write it; ValueError for a file with other columns, which would be lost."
-
-    def __init__(
-        self,
-        file: str | Path,  # path,label; need not exist yet
-    ):
-        self.file = Path(file)
-        if self.file.exists():
-            columns = next(iter(rows_of(self.file)), [])
-            if sorted(c.casefold() for c in columns) != ["label", "path"]:
-                raise ValueError(f"expected the columns path,label and no others in {self.file.name}, got {columns}")
-
-    def read(self) -> dict[str, str]:  # path -> class name; "" = skipped
-        "All decisions so far, whoever made them."
-        return read_labels(self.file) if self.file.exists() else {}
-
-    def put(
-        self,
-        changes: dict[str, str | None],  # path -> class name; "" = skipped, None = no decision
-    ) -> dict[str, str]:  # all decisions after it
-        "Change these rows and no others; on disk when this returns."
-        with Lock(self.file.with_name(f".{self.file.name}.lock")):
-            table = {path: label for path, label in (self.read() | changes).items() if label is not None}
-            with written_whole(self.file) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([("path", "label"), *table.items()])
-        return table
 
 # %% ../../nbs/use/labeller.ipynb #1b080aa4
 # of the classes in order; s, u, n and g are skip, undo, new class and grid
@@ -107,13 +76,14 @@ class Labeller:
         names = self.images.paths if isinstance(self.images, ImageSet) else [e.name for e in self.images]
         self.row, self.where, self.classes = {name: i for i, name in enumerate(names)}, {}, []
         self.roots = [str(p) for p in (Path(source), Path(source).resolve())] if isinstance(source, (str, Path)) else []
+        self.reserved = audit_order(names)
         self.order = list(names) if order is None else [named(i, names) for i in order]
         if unknown := [p for p in self.order if p not in self.row]:
             raise ValueError(f"expected paths of the images to label, got {len(unknown)} others, first {unknown[:3]}")
         for name in classes:
             self.add_class(name)
-        self.table = self.take(self.labels.read())
-        self.history: list[tuple[str, str | None, str]] = []  # path, decision before, decision after
+        self.take(self.labels.read())
+        self.history: list[dict[str, tuple]] = []  # image -> decision before and after, a step each
 
     def __repr__(self) -> str:
         decided = [self.table.get(p) for p in self.order]
@@ -127,29 +97,39 @@ class Labeller:
         return widget_of(self)  # made when it is first shown
 
 # %% ../../nbs/use/labeller.ipynb #5d4aa4ce
+@patch(as_prop=True)
+def audits(self: Labeller) -> dict[str, str]:
+    "Image -> class name, of those that were asked blind in their fixed order."
+    reserved = set(self.reserved)
+    return {i: d.label for i, d in self.decisions.items() if d.origin == "checked" and d.label and i in reserved}
+
+
 # neither labelled nor skipped
 @patch(as_prop=True)
 def todo(self: Labeller) -> list[str]:
-    return [p for p in self.order if p not in self.table]
+    return [p for p in self.order if p not in self.decisions]
 
 
 @patch
-def take(self: Labeller, rows: dict[str, str]) -> dict[str, str]:  # image -> class name
-    "The rows of the file as this source names its images; rows of others stay in the file."
+def take(self: Labeller, rows: dict[str, Decision]) -> None:
+    "The rows of the file are what is decided, as this source names its images; rows of others stay in the file."
     if new := rows.keys() - self.where.keys():
-        self.where |= dict.fromkeys(new) | match_paths(rows, list(self.row), self.roots)
-    for name in sorted(set(rows.values()) - {""}):
+        self.where |= dict.fromkeys(new) | match_paths(dict.fromkeys(rows, ""), list(self.row), self.roots)
+    for name in sorted({said.label for said in rows.values()} - {""}):
         self.add_class(name)
-    return {self.where[p]: name for p, name in rows.items() if self.where[p] is not None}
+    self.decisions = {self.where[p]: said for p, said in rows.items() if self.where[p] is not None}
+    self.table = {image: said.label for image, said in self.decisions.items()}
 
 
 @patch
-def put(self: Labeller, changes: dict[str, str | None]) -> None:
-    "Decisions into the file, under the names that it has for these images."
+def put(self: Labeller, changes: dict[str, str | Decision | None]) -> None:
+    "One step: decisions into the file, under the names that it has for these images."
     written = {image: p for p, image in self.where.items() if image is not None}
-    self.table = self.take(self.labels.put({written.get(image, image): name for image, name in changes.items()}))
+    before = {image: self.decisions.get(image) for image in changes}
+    self.take(self.labels.put({written.get(i, i): said for i, said in changes.items()}))
+    self.history.append({image: (before[image], self.decisions.get(image)) for image in changes})
 
-
+# %% ../../nbs/use/labeller.ipynb #77656753
 @patch
 def add_class(self: Labeller, name: str) -> None:
     "One more class; known ones are no mistake, ValueError for one that a person would read as another."
@@ -159,31 +139,81 @@ def add_class(self: Labeller, name: str) -> None:
         raise ValueError(f"expected a class that differs from {same!r} in more than case or white space, got {name!r}")
     self.classes.append(name)
 
+
+@patch
+def rename(
+    self: Labeller,
+    old: str,  # a class
+    new: str,  # its new name; that of another class merges the two
+) -> int:  # labels that changed
+    "Give a class another name, in all its labels at once; ValueError for a class that is not there."
+    if old not in self.classes:
+        raise ValueError(f"expected one of the classes {self.classes}, got {old!r}")
+    new = check_name(new)
+    mine = {image: said._replace(label=new) for image, said in self.decisions.items() if said.label == old}
+    self.classes.remove(old)
+    try:
+        self.add_class(new)
+    except ValueError:
+        self.classes.append(old)
+        raise
+    if mine:
+        self.put(mine)
+    return len(mine)
+
 # %% ../../nbs/use/labeller.ipynb #4de0b114
 @patch
-def label(self: Labeller, path: str | Path, name: Any) -> None:
-    'Give an image a class, "" to skip it; on disk when this returns.'
-    path, name = path.as_posix() if isinstance(path, Path) else path, "" if is_missing(name) else check_name(name)
+def checked_path(self: Labeller, path: str | Path) -> str:
+    "The name of an image; ValueError for a path that is none."
+    path = path.as_posix() if isinstance(path, Path) else path
     if path not in self.row:
         raise ValueError(f"expected a path of the images to label, got {path!r}")
-    if name:
-        self.add_class(name)
-    before = self.table.get(path)
-    self.put({path: name})
-    self.history.append((path, before, name))
+    return path
 
 
 @patch
+def label(
+    self: Labeller,
+    path: str | Path,  # of an image
+    name: Any,  # of a class, "" to skip it
+    origin: str = "asked",  # see `decisions.ORIGINS`
+    seconds: float | None = None,  # that the answer took
+) -> None:
+    "Give an image a class; on disk when this returns."
+    path, name = self.checked_path(path), "" if is_missing(name) else check_name(name)
+    decision_of(said := Decision(name, origin, seconds))
+    if name:
+        self.add_class(name)
+    self.put({path: said})
+
+
+@patch
+def confirm(
+    self: Labeller,
+    name: str,  # of a class
+    paths: Iterable[str | Path],  # images that are of it
+    seconds: float | None = None,  # that looking them over took
+) -> None:
+    "Give many images a class at once, as one step."
+    paths = [self.checked_path(p) for p in paths]
+    self.add_class(name := check_name(name))
+    each = None if seconds is None else seconds / max(1, len(paths))
+    if paths:
+        self.put({path: Decision(name, "confirmed", each) for path in paths})
+
+# %% ../../nbs/use/labeller.ipynb #7e8055aa
+@patch
 def undo(self: Labeller) -> str | None:
-    """Take back the last decision made here; the path, or None when there is none. A newer decision from elsewhere
+    """Take back the last step made here; an image of it, or None when there is none. A newer decision from elsewhere
     stays."""
     if not self.history:
         return None
-    path, before, after = self.history.pop()
-    self.table = self.take(self.labels.read())
-    if self.table.get(path) == after:
-        self.put({path: before})
-    return path
+    step = self.history.pop()
+    self.take(self.labels.read())
+    if mine := {image: before for image, (before, after) in step.items() if self.decisions.get(image) == after}:
+        self.put(mine)
+        self.history.pop()
+    return next(iter(step))
 
 # %% ../../nbs/use/labeller.ipynb #67a03a96
 @patch
@@ -205,15 +235,15 @@ def answer(
         given[p] = "" if is_missing(said) else check_name(said)
         if given[p]:
             self.add_class(given[p])
-    self.put(given)
-    self.history += [(p, None, name) for p, name in given.items()]
+    if given:
+        self.put(given)
     return self
 
 
 @patch
 def number(self: Labeller) -> Tensor:  # (N,) int64, -1 = no label; the classes in the order of `self.classes`
     "The labels of all images, for training."
-    self.table = self.take(self.labels.read())
+    self.take(self.labels.read())
     return torch.tensor([self.classes.index(self.table[p]) if self.table.get(p) else -1 for p in self.row])
 
 
