@@ -35,6 +35,8 @@ PUBLIC = {  # room -> names; a room is loaded when one of its names is asked for
     "use.classifier": "FewLabelClassifier",
     "use.export": "export",
     "use.labeller": "Labeller",
+    "use.learner": "Learner",
+    "use.loop": "active_loop",
     "use.predict": "predict_table",
     "use.predictor": "Predictor load_predictor",
     "use.suggest": "suggest",

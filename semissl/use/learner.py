@@ -31,7 +31,7 @@ from .learn import images_for
 from .suggest import suggest
 
 # %% auto #0
-__all__ = ['Snapshot', 'Quick', 'changed', 'Learner']
+__all__ = ['TYPICAL', 'MIXED', 'Snapshot', 'Quick', 'changed', 'Learner']
 
 # %% ../../nbs/use/learner.ipynb #f668cbbb
 @dataclass(frozen=True)
@@ -123,6 +123,9 @@ def changed(
     names = [np.array(s.classes, dtype=object)[s.p.argmax(1)] for s in (before, now)]
     return float((names[0] != names[1]).mean())
 
+# %% ../../nbs/use/learner.ipynb #fdadb9f3
+TYPICAL, MIXED = 2, 6  # labels a class: before the first typical images are asked, before the second every other one
+
 
 @patch
 def ask(
@@ -143,9 +146,15 @@ def ask(
     k = min(k, int((known < 0).sum()))
     if not k:
         return []
-    early = len(classes) < 2 or int((y >= 0).sum()) < 3 * len(classes) or not now.classes
-    p = None if early or len(now.classes) < 2 else torch.from_numpy(now.p)[rows]
-    return [names[rows[i]] for i in suggest(self.x[rows], k, known, p, self.seed)]
+    each, p = int((y >= 0).sum()) / max(1, len(classes)), now.p[rows] if len(now.classes) > 1 else None
+    typical = k if p is None or each < TYPICAL else k // 2 if each < MIXED else 0
+    x, chosen = self.x[rows], []
+    for n, guesses in ((k - typical, p), (typical, None)):
+        if n:
+            more = suggest(x, n, known, None if guesses is None else torch.from_numpy(guesses), self.seed)
+            known[more] = 0
+            chosen += more
+    return [names[rows[i]] for i in chosen]
 
 # %% ../../nbs/use/learner.ipynb #dd23777d
 class Learner:
