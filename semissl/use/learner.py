@@ -26,6 +26,7 @@ from ..run.evaluate import spread_out
 from ..run.features import looks_folder
 from ..run.rounds import Running
 from ..run.sight import featured, new_sight
+from .asking import contradicted
 from .audit import Scored
 from .learn import images_for
 from .suggest import suggest
@@ -44,6 +45,7 @@ class Snapshot:
     p: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (N, K) probabilities
     row: Mapping[str, int] = field(default_factory=dict)  # name of an image -> its row
     queue: tuple[str, ...] = ()  # whom to ask, first things first
+    odd: Mapping[str, str] = field(default_factory=dict)  # image -> class that it seems to be, see `contradicted`
     seconds: float = 0.0  # that it took
     at: float = 0.0  # when it was ready, of `time.time`
     scored: Scored | None = None  # how it did on the audits
@@ -156,6 +158,17 @@ def ask(
             chosen += more
     return [names[rows[i]] for i in chosen]
 
+# %% ../../nbs/use/learner.ipynb #038ca391
+@patch
+def odd(
+    self: Quick,
+    table: Mapping[str, str],  # image -> class
+) -> dict[str, str]:  # image -> class that it seems to be
+    "Labels that all others contradict, see `contradicted`."
+    y, classes = self.numbers(table)
+    names = list(self.row)
+    return {names[i]: classes[k] for i, k in contradicted(self.x, y, len(classes))}
+
 # %% ../../nbs/use/learner.ipynb #dd23777d
 class Learner:
     "Learns in a thread of its own, which ends with the process; `snapshot` is always there and never waits."
@@ -237,6 +250,6 @@ def work(self: Learner) -> None:
                 self.snapshot, last = now, known
             if not self.wake.is_set():  # newer labels first, then whom to ask
                 asked = quick.ask(self.ahead, table, self.snapshot, closed)
-                self.snapshot = replace(self.snapshot, queue=tuple(asked))
+                self.snapshot = replace(self.snapshot, queue=tuple(asked), odd=quick.odd(known))
     except Exception as err:  # labelling goes on without guesses
         self.state, self.problem = "failed", " ".join(f"{type(err).__name__}: {err}".split())[:300]

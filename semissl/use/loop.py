@@ -13,37 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from .asking import upcoming
 from .audit import Scored, advice, last_look
 from .labeller import Labeller
 from .learner import Learner, Quick, Snapshot
 
 # %% auto #0
-__all__ = ['audit_due', 'next_question', 'grid_of', 'answered', 'grid_answered', 'row_of', 'active_loop']
-
-# %% ../../nbs/use/loop.ipynb #bca01036
-def audit_due(
-    labeller: Labeller,
-    every: int,  # one question of so many is an audit; 0 = none
-) -> str | None:  # the image
-    "The next audit, where it is its turn and one is left."
-    asked = sum(said.origin in ("asked", "checked") for said in labeller.decisions.values())
-    done = sum(said.origin == "checked" for said in labeller.decisions.values())
-    if not every or done >= (asked + 1) // every:
-        return None
-    return next((image for image in labeller.reserved if image not in labeller.decisions), None)
-
-
-def next_question(
-    labeller: Labeller,
-    queue: list[str],  # of the newest model; what was answered is taken off
-    every: int = 5,  # see `audit_due`
-) -> tuple[str, str] | None:  # image, and "asked" or "checked"; None where nothing is left
-    "What to ask now."
-    if image := audit_due(labeller, every):
-        return image, "checked"
-    while queue and queue[0] in labeller.decisions:
-        queue.pop(0)
-    return (queue.pop(0), "asked") if queue else None
+__all__ = ['grid_of', 'answered', 'grid_answered', 'row_of', 'active_loop']
 
 # %% ../../nbs/use/loop.ipynb #813f1aae
 def grid_of(
@@ -65,15 +41,14 @@ def answered(
     now: Snapshot,  # the newest model
     answer: Callable[[str], str],  # path -> class name
     n: int,  # questions
-    every: int,  # see `audit_due`
+    every: int,  # see `upcoming`
 ) -> int:  # answers, fewer where nothing is left
     "Some questions, one after the other."
     queue = quick.ask(n, labeller.table, now, labeller.reserved)
-    for k in range(n):
-        if (question := next_question(labeller, queue, every)) is None:
-            return k
-        labeller.label(question[0], answer(question[0]), question[1])
-    return n
+    questions = upcoming(labeller.decisions, labeller.reserved, queue, n, every=every)
+    for image, origin in questions:
+        labeller.label(image, answer(image), origin)
+    return len(questions)
 
 
 def grid_answered(
@@ -95,7 +70,7 @@ def row_of(
     now: Snapshot,  # the newest
     clicks: int,  # so far
     target: float | None,  # accuracy that is wanted
-    every: int,  # see `audit_due`
+    every: int,  # see `upcoming`
 ) -> dict:
     "What is known after some answers."
     seen = last_look(curve)
