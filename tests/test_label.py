@@ -2,12 +2,14 @@
 
 import json, subprocess, sys
 from semissl.data.table import read_labels
-from semissl.use.labeller import Labeller, Labels, respond
+from semissl.use.decisions import Labels
+from semissl.use.labeller import Labeller
+from semissl.use.talk import respond
 
 
 def test_two_that_label_at_once_lose_no_click(tmp_path):
     code = (
-        "import sys; from semissl.use.labeller import Labels; t = Labels(sys.argv[1])\nfor i in range(100): "
+        "import sys; from semissl.use.decisions import Labels; t = Labels(sys.argv[1])\nfor i in range(100): "
         "t.put({f'{sys.argv[2]}/{i}.png': 'cat'})"
     )
     both = [
@@ -40,16 +42,15 @@ def test_undo_leaves_what_another_window_decided(tmp_path):
 
 def test_a_disk_that_refuses_is_told_in_the_window(tmp_path, monkeypatch):
     labeller = Labeller("digits", tmp_path / "labels.csv", ["a", "b"], order=[0, 1])
-    widget, told = labeller.widget, []
-    monkeypatch.setattr(type(widget), "send", lambda self, message, buffers=None: told.append(message))
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(labeller.labels, "put", full)
-    respond(labeller, widget, dict(id="1", do="label", path=labeller.order[0], label="a"))
-    assert told[-1]["answered"] == "1" and "No space left" in told[-1]["problem"]
-    assert widget.labelled == 0 and labeller.table == {} and not labeller.history
+    told = respond(labeller, dict(id="1", window="w", do="label", path=labeller.order[0], label="a"))
+    assert told["answered"] == "1" and "No space left" in told["problem"]
+    assert told["state"]["labelled"] == 0 and labeller.table == {} and not labeller.history
+    assert told["line"] == labeller.order  # it is asked again
 
 
 def test_without_anywidget_the_labeller_still_answers(tmp_path):
@@ -66,12 +67,14 @@ def test_without_anywidget_the_labeller_still_answers(tmp_path):
     ), done.stderr
 
 
-def test_every_trait_is_state_that_a_new_window_can_draw(tmp_path):
-    "What a second window receives is JSON, holds the pictures, and is small."
+def test_what_a_new_window_receives_is_small(tmp_path):
+    "JSON, with the pictures of the questions in hand; a page that is loaded again goes on with open ones."
     labeller = Labeller("digits", tmp_path / "labels.csv", ["a", "b"], order=range(30))
-    state = {
-        k: v
-        for k, v in labeller.widget.get_state().items()
-        if k in ("page", "classes", "counts", "labelled", "skipped", "total", "start", "letters", "grid")
-    }
-    assert len(state) == 9 and len(json.dumps(state)) < 300_000 and len(state["page"]) == 12
+    first = respond(labeller, dict(id="1", window="w", do="news"))
+    assert len(json.dumps(first)) < 300_000 and len(first["items"]) == len(first["line"]) == 8
+    respond(labeller, dict(id="2", window="w", do="label", path=first["line"][0], label="a", have=first["line"][1:]))
+    again = respond(labeller, dict(id="1", window="another", do="news"))
+    assert not set(again["line"]) & set(first["line"])  # those may still be in front of somebody
+    labeller.hands.clear()  # a minute later
+    again = respond(labeller, dict(id="1", window="yet another", do="news"))
+    assert again["line"] == labeller.order[1:9] and again["state"]["labelled"] == 1

@@ -23,7 +23,7 @@ FLOORS = {  # the rooms of each in their order: a room uses those before it and 
     "run": "values identity progress threads budget metrics evaluate engine features sight readers rounds "
     "finetune config choose expect task build machine track record checkpoints callbacks train folder "
     "answer pace compare confidence core write fit command",
-    "use": "predictor predict export suggest audit decisions asking learn learner widget labeller loop classifier page",
+    "use": "predictor predict export suggest audit decisions asking learn learner talk widget labeller loop classifier page",
     "many": "example style files tiles curves confusion correlations trust figures rows tables paired grid state "
     "attempt results work arms ray colab command report",
 }

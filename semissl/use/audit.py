@@ -119,11 +119,11 @@ def advice(
     found = last_look(curve)
     if found and target and found[1] >= target:
         return f"reached: at least {found[1]:.0%} are right, {target:.0%} were wanted"
-    if steady:
-        return f"more labels change little now: under {STEADY:.0%} of the guesses changed in each of the last {ROUNDS}"
     if not found:
         n = curve[-1].audits if curve else 0
         return f"an interval comes after {FIRST} audits, {n} are there"
+    if steady:
+        return f"more labels change little now: under {STEADY:.0%} of the guesses changed in each of the last {ROUNDS}"
     if not target:
         return f"{found[1]:.0%} to {found[2]:.0%} are right; say what you want and it is told when that is reached"
     now = curve[-1]

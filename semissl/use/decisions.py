@@ -37,11 +37,12 @@ class Decision(NamedTuple):
 def decision_of(
     said: str | Decision,  # a class name, or all that is known
 ) -> Decision:
-    "ValueError for an origin that is none."
+    "With seconds as the file has them; ValueError for an origin that is none."
     found = said if isinstance(said, Decision) else Decision(said)
     if found.origin not in ORIGINS:
         raise ValueError(f"expected an origin among {', '.join(ORIGINS[:3])} or none, got {found.origin!r}")
-    return found
+    # as the file has it, or what is read again would be another
+    return found if found.seconds is None else found._replace(seconds=round(found.seconds, 1))
 
 # %% ../../nbs/use/decisions.ipynb #7a7f01f7
 class Labels:

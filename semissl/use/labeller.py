@@ -8,37 +8,36 @@ Docs: https://semissl.github.io/semissl/use/labeller.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['KEYS', 'check_name', 'named', 'Labeller', 'picture', 'widget_class', 'widget_of', 'first_open', 'show', 'respond']
+__all__ = ['KEYS', 'check_name', 'named', 'Labeller', 'widget_class', 'widget_of']
 
 # %% ../../nbs/use/labeller.ipynb #ee73f753
-import base64
-import io
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import chain
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from fastcore.basics import patch
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..data.decode import decode_image
 from ..data.files import Reader
-from ..data.images import ImageSet
+from ..data.images import ImageSet, hash_order
 from ..data.labels import alike, is_missing
 from ..data.table import match_paths, read_labels
 from ..data.sources import listed
 from .audit import audit_order
 from .decisions import Decision, Labels, decision_of
+from .learner import Learner, Snapshot
+from .talk import respond
 from .widget import LOOK, VIEW
 
 # %% ../../nbs/use/labeller.ipynb #1b080aa4
-# of the classes in order; s, u, n and g are skip, undo, new class and grid
-KEYS = "1234567890qwertyiopadfhjklzxcvm"
+# of the classes in order; s, u, n, g and 0 are skip, undo, new class, grid and none of these
+KEYS = "123456789qwertyiopadfhjklzxcvm"
 
 # %% ../../nbs/use/labeller.ipynb #1a9a3602
 def check_name(
@@ -59,8 +58,8 @@ def named(image: int | str | Path, names: list[str]) -> str:
 
 # %% ../../nbs/use/labeller.ipynb #3a9cd715
 class Labeller:
-    """Images, classes and labels.csv; shown in a notebook it is the widget. ValueError for an unknown path or a bad
-    class name."""
+    """Images, classes, labels.csv and a model that learns beside; shown in a notebook it is the widget. ValueError for
+    an unknown path or a bad class name."""
 
     def __init__(
         self,
@@ -69,10 +68,13 @@ class Labeller:
         classes: Iterable[str] = (),  # class names; those in the file are added
         # rows or paths to label, first things first; None = all, in their order
         order: Iterable[int | str] | None = None,
+        # chooses what comes next and guesses; True = one of its own where there is no order, False = none
+        learner: Learner | bool = True,
+        every: int = 5,  # one question of so many is an audit, where a learner chooses
+        target: float | None = None,  # accuracy that is wanted
         size: int = 320,  # side of the pictures shown, pixels
-        page: int = 12,  # pictures sent to the browser at once
     ):
-        self.images, self.labels, self.size, self.page = listed(source), Labels(file), size, page
+        self.images, self.labels, self.size = listed(source), Labels(file), size
         names = self.images.paths if isinstance(self.images, ImageSet) else [e.name for e in self.images]
         self.row, self.where, self.classes = {name: i for i, name in enumerate(names)}, {}, []
         self.roots = [str(p) for p in (Path(source), Path(source).resolve())] if isinstance(source, (str, Path)) else []
@@ -80,21 +82,86 @@ class Labeller:
         self.order = list(names) if order is None else [named(i, names) for i in order]
         if unknown := [p for p in self.order if p not in self.row]:
             raise ValueError(f"expected paths of the images to label, got {len(unknown)} others, first {unknown[:3]}")
-        for name in classes:
-            self.add_class(name)
-        self.take(self.labels.read())
-        self.history: list[dict[str, tuple]] = []  # image -> decision before and after, a step each
+        own = Learner(source) if learner is True and order is None else None
+        self.learner: Learner | None = own if isinstance(learner, bool) else learner
+        self.begin(classes, every, target)
 
-    def __repr__(self) -> str:
-        decided = [self.table.get(p) for p in self.order]
-        return (
-            f"Labeller({sum(map(bool, decided))} of {len(decided)} labelled, {decided.count('')} skipped, classes "
-            f"{self.classes}, {self.labels.file.name})"
-        )
+# %% ../../nbs/use/labeller.ipynb #845970ea
+@patch
+def begin(self: Labeller, classes: Iterable[str], every: int, target: float | None) -> None:
+    "What a labeller keeps while windows are open, and what the file says already."
+    self.every, self.letters = every, KEYS
+    self.aim(target)
+    # in order, and quickly looked up
+    self.blind = dict.fromkeys(self.reserved if self.learner and every else ())
+    self.turn, self.reader, self.hands = RLock(), Reader(), {}  # window -> paths in hand, and since when
+    self.first: list[str] = []  # before all others: what somebody took out of a grid
+    self.repeats: dict[str, int] = {}  # image that was asked again -> answers at that time
+    self.again: set[str] = set()  # those that are in hand
+    self.history: list[dict[str, tuple]] = []  # image -> decision before and after, a step each
+    for name in classes:
+        self.add_class(name)
+    self.take(self.labels.read())
 
-    @cached_property
-    def widget(self) -> Any:
-        return widget_of(self)  # made when it is first shown
+
+@patch
+def __repr__(self: Labeller) -> str:
+    decided = [self.table.get(p) for p in self.order]
+    return (
+        f"Labeller({sum(map(bool, decided))} of {len(decided)} labelled, {decided.count('')} skipped, classes "
+        f"{self.classes}, {self.labels.file.name})"
+    )
+
+
+@patch(as_prop=True)
+def now(self: Labeller) -> Snapshot:
+    "The newest model."
+    return self.learner.snapshot if self.learner else Snapshot()
+
+
+@patch(as_prop=True)
+def widget(self: Labeller) -> Any:
+    "Made when it is first shown."
+    self.shown = getattr(self, "shown", None) or widget_of(self)
+    return self.shown
+
+# %% ../../nbs/use/labeller.ipynb #2bf5be56
+@patch
+def aim(
+    self: Labeller,
+    target: float | None,  # accuracy that is wanted, 0 to 1; None = no word of it
+) -> None:
+    "ValueError for a target that is no share."
+    if target is not None and not 0 < target < 1:
+        raise ValueError(f"expected a target between 0 and 100 %, got {100 * target:g} %")
+    self.target = target
+
+
+@patch
+def tell(self: Labeller) -> None:
+    "Let the learner know what is decided; it begins with the first window."
+    if self.learner:
+        self.learner.tell(self.table, self.audits, self.blind)
+
+
+@patch
+def wanted(self: Labeller) -> Iterator[str]:
+    "Whom to ask, first things first: the wrong ones of a grid, the learner's wishes, then the order."
+    if self.learner and not hasattr(self, "shuffled"):
+        self.shuffled = hash_order(self.order, "order")  # until the learner has looked
+    return chain(self.first, self.now.queue, self.shuffled if self.learner else self.order)
+
+
+@patch
+def once_more(self: Labeller, share: int = 30) -> str | None:
+    "A label that everything contradicts, once each, one question of `share` at most."
+    answers = len(self.decisions)
+    if answers - max(self.repeats.values(), default=0) < share:
+        return None
+    if found := next((p for p in self.now.odd if p not in self.repeats and p not in self.blind), None):
+        self.repeats[found] = answers
+        self.again.add(found)
+    return found
 
 # %% ../../nbs/use/labeller.ipynb #5d4aa4ce
 @patch(as_prop=True)
@@ -128,6 +195,8 @@ def put(self: Labeller, changes: dict[str, str | Decision | None]) -> None:
     before = {image: self.decisions.get(image) for image in changes}
     self.take(self.labels.put({written.get(i, i): said for i, said in changes.items()}))
     self.history.append({image: (before[image], self.decisions.get(image)) for image in changes})
+    if self.learner and self.learner.thread:
+        self.tell()
 
 # %% ../../nbs/use/labeller.ipynb #77656753
 @patch
@@ -253,113 +322,26 @@ def _ipython_display_(self: Labeller) -> None:
 
     display(self.widget)
 
-# %% ../../nbs/use/labeller.ipynb #5b601b17
-def picture(
-    labeller: Labeller,  # whose images
-    path: str,  # which
-) -> str:  # a data: address; "" for a file that cannot be read
-    "One image as the model sees it, as JPEG."
-    i = labeller.row[path]
-    try:
-        if isinstance(labeller.images, ImageSet):
-            pixels = labeller.images.images[i].permute(1, 2, 0).numpy()
-        else:
-            with Reader() as reader:
-                pixels = decode_image(reader.read(labeller.images[i]), labeller.size)
-    except Exception:
-        return ""  # a hostile file may raise anything; it is shown as unreadable
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    if image.width < labeller.size:
-        image = image.resize((labeller.size, labeller.size), Image.Resampling.BICUBIC)
-    image.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-# %% ../../nbs/use/labeller.ipynb #ceea310b
+# %% ../../nbs/use/labeller.ipynb #578da02c
 @cache
 def widget_class() -> type:
     "The class of the widget; ImportError without anywidget."
     try:
-        import anywidget, traitlets
+        import anywidget
     except ImportError as err:
         raise ImportError(
             "expected anywidget to show the labeller, got no such package: pip install anywidget, or label by `answer`"
         ) from err
-    synced = lambda kind, *args: kind(*args).tag(sync=True)
-    state = dict(
-        page=synced(traitlets.List),
-        classes=synced(traitlets.List),
-        counts=synced(traitlets.Dict),
-        letters=synced(traitlets.Unicode, KEYS),
-        grid=synced(traitlets.Bool, False),
-        start=synced(traitlets.Int, 0),
-        labelled=synced(traitlets.Int, 0),
-        skipped=synced(traitlets.Int, 0),
-        total=synced(traitlets.Int, 0),
-    )
-    return type(
-        "LabelWidget",
-        (anywidget.AnyWidget,),
-        dict(_esm=VIEW, _css=LOOK, __module__=__name__, __repr__=lambda widget: repr(widget.labeller), **state),
-    )
+    about = dict(_esm=VIEW, _css=LOOK, __module__=__name__, __repr__=lambda widget: repr(widget.labeller))
+    return type("LabelWidget", (anywidget.AnyWidget,), about)
 
-# %% ../../nbs/use/labeller.ipynb #61c3cd70
+
 def widget_of(
     labeller: Labeller,  # is shown and changed
 ) -> Any:  # an anywidget
-    "The widget of a labeller, at the first open question; ImportError without anywidget."
-    widget = widget_class()(total=len(labeller.order))
+    "The widget of a labeller, whose learner begins; ImportError without anywidget."
+    widget = widget_class()()
     widget.labeller = labeller
-    widget.on_msg(lambda _, message, buffers: respond(labeller, widget, message))
-    show(labeller, widget, first_open(labeller))
+    widget.on_msg(lambda _, message, buffers: widget.send(respond(labeller, message)))
+    labeller.tell()
     return widget
-
-# %% ../../nbs/use/labeller.ipynb #f14ca4b8
-def first_open(
-    labeller: Labeller,  # with an order
-) -> int:  # position in the order; the last page when nothing is open
-    "Where the first page with an undecided image begins."
-    at = next((i for i, p in enumerate(labeller.order) if p not in labeller.table), max(0, len(labeller.order) - 1))
-    return at - at % labeller.page
-
-# %% ../../nbs/use/labeller.ipynb #b9ea8efa
-def show(
-    labeller: Labeller,  # what is
-    widget: Any,  # what is shown
-    start: int,  # position of the page's first image
-) -> None:
-    "Bring a page and the counts to every open window."
-    old = {p["path"]: p["src"] for p in widget.page}
-    paths, decided = labeller.order[start : start + labeller.page], [labeller.table.get(p) for p in labeller.order]
-    with widget.hold_sync():
-        widget.page = [
-            dict(path=p, src=old[p] if p in old else picture(labeller, p), label=labeller.table.get(p)) for p in paths
-        ]
-        widget.classes, widget.counts = list(labeller.classes), dict(Counter(d for d in decided if d))
-        widget.labelled, widget.skipped, widget.start = sum(map(bool, decided)), decided.count(""), start
-
-# %% ../../nbs/use/labeller.ipynb #a533199b
-def respond(
-    labeller: Labeller,  # is changed
-    widget: Any,  # is told
-    message: dict,  # {id, do: "label" | "add" | "undo" | "turn", ...} from the browser
-) -> None:
-    "Do what a window asks, save it, then answer; what goes wrong is told in the window."
-    reply, start, do = {"answered": message["id"]}, widget.start, message["do"]
-    try:
-        if do in ("label", "add"):
-            labeller.label(message["path"], message["label"])
-            if not set(labeller.order[start : start + labeller.page]) - set(labeller.table):
-                start = first_open(labeller)
-        elif do == "undo" and (path := labeller.undo()) is not None and path in labeller.order:
-            at = labeller.order.index(path)
-            start = at - at % labeller.page
-            reply["at"] = at - start
-        elif do == "turn":
-            start = min(
-                max(0, start + message["by"] * labeller.page),
-                (len(labeller.order) - 1) // labeller.page * labeller.page,
-            )
-    except (ValueError, OSError) as err:
-        reply["problem"] = str(err)
-    show(labeller, widget, start)
-    widget.send(reply)

@@ -17,22 +17,10 @@ from .asking import upcoming
 from .audit import Scored, advice, last_look
 from .labeller import Labeller
 from .learner import Learner, Quick, Snapshot
+from .talk import grid_of
 
 # %% auto #0
-__all__ = ['grid_of', 'answered', 'grid_answered', 'row_of', 'active_loop']
-
-# %% ../../nbs/use/loop.ipynb #813f1aae
-def grid_of(
-    labeller: Labeller,
-    now: Snapshot,  # the newest model
-    size: int,  # images at most
-) -> tuple[str, list[str]]:  # the class, and images that it would be given, the doubtful ones first
-    "The class that has the fewest labels for the images it would be given, and some of these."
-    closed = labeller.decisions.keys() | set(labeller.reserved)
-    called = {name: [i for i in now.called(name) if i not in closed] for name in now.classes}
-    told = list(labeller.table.values())
-    name = max(called, key=lambda name: len(called[name]) / (1 + told.count(name)), default="")
-    return name, called.get(name, [])[:size]
+__all__ = ['answered', 'grid_answered', 'row_of', 'active_loop']
 
 # %% ../../nbs/use/loop.ipynb #66f8adc1
 def answered(
@@ -58,7 +46,7 @@ def grid_answered(
     size: int,  # images at most
 ) -> int:  # clicks
     "Somebody takes the wrong ones out of a grid, and confirms the rest."
-    name, images = grid_of(labeller, now, size)
+    name, images = grid_of(labeller, now, size=size)
     right = [i for i in images if answer(i) == name]
     labeller.confirm(name, right) if right else None
     return len(images) - len(right) + 1 if images else 0
@@ -102,7 +90,8 @@ def active_loop(
 ) -> list[dict]:  # a row for each model, see `row_of`
     "Ask, learn, ask again, until there are labels enough or nothing is left to ask; errors as `load_images`."
     with ExitStack() as stack:
-        labeller = Labeller(images, file or Path(stack.enter_context(TemporaryDirectory())) / "labels.csv")
+        file = file or Path(stack.enter_context(TemporaryDirectory())) / "labels.csv"
+        labeller = Labeller(images, file, learner=False)
         quick = quick or Learner(images, **look).looked()
         rows, curve, now, clicks = [], [], Snapshot(), 0
         while (left := labels - len(labeller.decisions)) > 0:

@@ -8,40 +8,17 @@ Docs: https://semissl.github.io/semissl/use/page.html.md"""
 from __future__ import annotations
 
 import argparse, json, secrets, shlex, signal, sys, threading, webbrowser
-from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from .classifier import FewLabelClassifier
-from .labeller import KEYS, Labeller, first_open, respond, show
+from .labeller import Labeller
+from .talk import respond
 from .widget import LOOK, VIEW
 from ..run.values import plainly
 
 # %% auto #0
-__all__ = ['PAGE', 'Window', 'Server', 'Answers', 'asked', 'parser', 'main']
-
-# %% ../../nbs/use/page.ipynb #d7df07ed
-class Window:
-    "What one window of a browser shows, and the last answer to it."
-
-    def __init__(
-        self,
-        labeller: Labeller,  # whose images
-    ) -> None:
-        self.page, self.classes, self.counts, self.letters, self.grid = [], [], {}, KEYS, False
-        self.start = self.labelled = self.skipped = 0
-        self.total, self.reply = len(labeller.order), {}
-        show(labeller, self, first_open(labeller))
-
-    def hold_sync(self) -> Any:
-        return nullcontext()
-
-    def send(self, reply: dict) -> None:
-        self.reply = reply
-
-    def state(self) -> dict:
-        return {k: v for k, v in vars(self).items() if k != "reply"}
+__all__ = ['PAGE', 'Server', 'Answers', 'parser', 'main']
 
 # %% ../../nbs/use/page.ipynb #83f38447
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -51,20 +28,16 @@ body {{ margin: 12px auto; max-width: 46rem; font: 15px system-ui, sans-serif }}
 <body><main id="labeller"></main>
 <script type="module">
 {view}
-const state = {state}, heard = {{}}, about = "/say?word={word}"
+const heard = new Set()
 const model = {{
-  get: (name) => state[name],
-  on: (event, act) => (heard[event] ??= new Set()).add(act),
-  off: (event, act) => heard[event]?.delete(act),
+  on: (event, act) => heard.add(act),
+  off: (event, act) => heard.delete(act),
   send: async (message) => {{
-    const body = JSON.stringify({{ ...message, window: "{window}" }})
-    const answer = await fetch(about, {{ method: "POST", body }}).catch(() => null)
+    const asked = {{ method: "POST", body: JSON.stringify(message) }}
+    const answer = await fetch("/say?word={word}", asked).catch(() => null)
     if (!answer?.ok) return // the command has ended: the status line says that it is not saved
-    const told = await answer.json(), same = (k) => JSON.stringify(told.state[k]) === JSON.stringify(state[k])
-    const changed = Object.keys(told.state).filter((k) => !same(k))
-    Object.assign(state, told.state)
-    for (const name of changed) heard[`change:${{name}}`]?.forEach((act) => act())
-    heard["msg:custom"]?.forEach((act) => act(told.reply))
+    const told = await answer.json()
+    for (const act of [...heard]) act(told)
   }},
 }}
 render({{ model, el: document.getElementById("labeller") }})
@@ -85,7 +58,8 @@ class Server(ThreadingHTTPServer):
         port: int = 0,  # 0 = one that is free
     ) -> None:
         super().__init__(("127.0.0.1", port), Answers)
-        self.labeller, self.word, self.windows, self.turn = labeller, secrets.token_urlsafe(16), {}, threading.Lock()
+        self.labeller, self.word = labeller, secrets.token_urlsafe(16)
+        labeller.tell()
 
     @property
     def address(self) -> str:
@@ -93,23 +67,7 @@ class Server(ThreadingHTTPServer):
 
     def opened(self) -> str:  # HTML
         "A page for one more window."
-        name = secrets.token_hex(4)
-        with self.turn:
-            window = self.windows[name] = Window(self.labeller)
-        state = json.dumps(window.state()).replace("<", "\\u003c")  # a class may be called </script>
-        return PAGE.format(
-            look=LOOK, view=VIEW.replace("export default { render }", ""), state=state, word=self.word, window=name
-        )
-
-    def said(
-        self,
-        message: dict,  # of a window, see `respond`
-    ) -> dict:  # its state and the answer
-        "Do what a window asks; one after the other, for they share a file."
-        with self.turn:
-            window = self.windows[message["window"]]
-            respond(self.labeller, window, message)
-            return dict(state=window.state(), reply=window.reply)
+        return PAGE.format(look=LOOK, view=VIEW.replace("export default { render }", ""), word=self.word)
 
 # %% ../../nbs/use/page.ipynb #1f4f3eec
 class Answers(BaseHTTPRequestHandler):
@@ -144,29 +102,9 @@ class Answers(BaseHTTPRequestHandler):
             message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         except (ValueError, TypeError):
             return self.send_error(400)
-        if not isinstance(message, dict) or message.get("window") not in self.server.windows:
-            return self.send_error(410)
-        self.give("application/json", json.dumps(self.server.said(message)))
-
-# %% ../../nbs/use/page.ipynb #8b2a0f2c
-def asked(
-    images: str,  # a folder, or .zip files joined by commas
-    labels: Path,  # a CSV path,label, which need not exist
-    most: int,  # how many; 0 = all, in their order
-) -> list[int] | None:  # rows; None = all
-    "Whom to ask about: without labels typical images, with labels of two classes or more doubtful ones."
-    if not most:
-        return None
-    known = Labeller(images, labels)
-    left = len(known.row) - sum(map(bool, known.table.values()))
-    if most >= left:
-        return None
-    told = known.number()
-    enough = len(set(told.tolist()) - {-1}) > 1
-    model = FewLabelClassifier().fit(
-        images, [known.classes[i] if i >= 0 else "" for i in told.tolist()] if enough else None
-    )
-    return model.suggest(most)
+        if not isinstance(message, dict) or not isinstance(message.get("do"), str):
+            return self.send_error(400)
+        self.give("application/json", json.dumps(respond(self.server.labeller, message)))
 
 # %% ../../nbs/use/page.ipynb #33dbdf92
 def parser() -> argparse.ArgumentParser:
@@ -180,12 +118,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("images", help="a folder, or .zip files joined by commas")
     p.add_argument("--labels", default="labels.csv", help="where the labels go, and are found again (%(default)s)")
     p.add_argument("--classes", default="", help="names joined by commas; more can be added while labelling")
-    p.add_argument(
-        "--ask",
-        type=int,
-        default=40,
-        help="how many images, those that are worth most; 0 for all, in their order (%(default)s)",
-    )
+    p.add_argument("--target", type=float, default=None, help="accuracy that is wanted, in percent")
+    p.add_argument("--in-order", action="store_true", help="no model learns beside; in their order")
     p.add_argument("--port", type=int, default=0, help="0 for one that is free (%(default)s)")
     p.add_argument("--no-browser", action="store_true", help="only print the address")
     return p
@@ -197,8 +131,9 @@ def main(
     "The command `semissl-label`; a slip is one sentence and exit code 2."
     o = parser().parse_args(words)
     with plainly():
-        rows = asked(o.images, Path(o.labels), o.ask)
-        labeller = Labeller(o.images, o.labels, [c.strip() for c in o.classes.split(",") if c.strip()], order=rows)
+        names = [c.strip() for c in o.classes.split(",") if c.strip()]
+        target = None if o.target is None else o.target / 100
+        labeller = Labeller(o.images, o.labels, names, learner=not o.in_order, target=target)
         server = Server(labeller, o.port)
     print(f"{len(labeller.order):,} images to label: {server.address}\nctrl-c ends", flush=True)
     if not o.no_browser:
@@ -214,9 +149,8 @@ def main(
     except KeyboardInterrupt:
         pass
     server.server_close()
-    counts = labeller.labels.read()
     print(
-        f"\n{sum(map(bool, counts.values()))} labels in {o.labels}; with "
+        f"\n{sum(map(bool, labeller.table.values()))} labels in {o.labels}; with "
         f"them:\n{shlex.join(['semissl-train', '--data', o.images, '--labels', o.labels, '--run_dir', 'runs/first'])}",
         file=sys.stderr,
     )

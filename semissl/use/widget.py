@@ -8,9 +8,9 @@ Docs: https://semissl.github.io/semissl/use/widget.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['LOOK', 'STATE', 'TOOLS', 'DRAW', 'KEYS_AND_NEWS', 'VIEW']
+__all__ = ['LOOK', 'STATE', 'ACTS', 'TOOLS', 'DRAW', 'BUTTONS', 'RATE', 'KEYS_AND_NEWS', 'VIEW']
 
-# %% ../../nbs/use/widget.ipynb #ef9452de
+# %% ../../nbs/use/widget.ipynb #a319aa98
 LOOK = """
 .semissl { font: 15px/1.4 system-ui, sans-serif; color: inherit; max-width: 44rem; padding: 6px;
   outline: none; border: 2px solid transparent; border-radius: 8px }
@@ -46,7 +46,23 @@ LOOK = """
 .semissl small { opacity: .7; font-weight: 400 }
 """
 
-# %% ../../nbs/use/widget.ipynb #f08afee0
+# %% ../../nbs/use/widget.ipynb #7d6ed7ec
+LOOK += """
+.semissl .guess { min-height: 44px; text-align: center; margin-bottom: 8px }
+.semissl .guess b { font-weight: 600 }
+.semissl .grid-bar { display: flex; gap: 8px; flex-wrap: wrap; align-items: center; margin-bottom: 8px }
+.semissl.grid figure { padding: 0; margin: 3px; background: none }
+.semissl.grid .tile { padding: 3px; min-height: 44px; display: block }
+.semissl.grid .tile img { width: 100%; aspect-ratio: 1; display: block; border-radius: 4px }
+.semissl.grid .tile[aria-pressed="true"] { border-color: #c5221f; background: #c5221f22 }
+.semissl.grid .tile[aria-pressed="true"] img { opacity: .4 }
+.semissl .good { margin-top: 10px; font-size: 14px }
+.semissl .good summary { cursor: pointer; min-height: 44px; display: flex; align-items: center; gap: 6px }
+.semissl .good svg { width: 100%; max-width: 30rem; height: auto; display: block; overflow: visible }
+.semissl .good ul { margin: 4px 0; padding-left: 1.2rem }
+"""
+
+# %% ../../nbs/use/widget.ipynb #ac150093
 STATE = """
 function render({ model, el }) {
   const make = (tag, props = {}, ...inside) => {
@@ -57,118 +73,228 @@ function render({ model, el }) {
   const root = make("div", { className: "semissl", tabIndex: 0 })
   root.dataset.lmSuppressShortcuts = "true"                      // JupyterLab must not take the digits for its own
   root.setAttribute("role", "group")
-  const keysAre = "number keys give a class, S skips, U undoes, N adds a class, G shows the grid, arrows move"
+  const keysAre = "number keys give a class, Space says the guess is right, S skips, U undoes, N adds a class, G grid"
   root.setAttribute("aria-label", `Label images: ${keysAre}`)
   const status = make("div", { className: "status", role: "status" }), stage = make("div", { className: "stage" })
+  const guess = make("div", { className: "guess" }), good = make("details", { className: "good" })
   const classes = make("div", { className: "classes" }), tools = make("div", { className: "tools" })
-  root.append(status, stage, classes, tools); el.append(root)
-  let at = 0, grid = model.get("grid"), problem = ""
-  const open = new Map()   // messages that the kernel has not answered: id -> time
+  root.append(status, stage, guess, classes, tools, good); el.append(root)
+  const me = Math.random().toString(36).slice(2), open = new Map(), items = new Map()
+  let state = { classes: [], counts: {}, letters: "", labelled: 0, skipped: 0, total: 0, model: -1 }
+  let line = [], past = [], back = 0, began = Date.now(), grid = null, wrong = new Set(), problem = "", ready = true
 
-  const page = () => model.get("page"), now = () => page()[at]
+  const now = () => items.get(back ? past[past.length - back] : line[0])
   const send = (what) => {
-    const id = Math.random().toString(36).slice(2); open.set(id, Date.now())
-    problem = ""; model.send({ ...what, id }); told()
+    const id = Math.random().toString(36).slice(2)
+    open.set(id, { at: Date.now(), do: what.do, path: what.path })
+    if (what.do !== "news") problem = ""
+    model.send({ ...what, id, window: me, have: line, model: state.model }); told()
   }
-  const next = () => {
-    const free = page().findIndex((p, i) => i > at && p.label === null)
-    at = free >= 0 ? free : Math.min(at + 1, page().length - 1)
-  }
-  const give = (label) => {
-    if (!now()) return
-    const path = now().path
-    now().label = label; next(); draw(); send({ do: "label", path, label })
-  }
-  const turn = (by) => {
-    if (page()[at + by]) { at += by; draw() } else send({ do: "turn", by: Math.sign(by) })
-  }
-  const both = () => { grid = !grid; draw() }
-  const actions = { s: () => give(""), u: () => send({ do: "undo" }), n: () => field.focus(), g: () => both() }
-
+  const seconds = () => Math.min(600, (Date.now() - began) / 1000)
+  const NONE = "none of these"
 """
 
-# %% ../../nbs/use/widget.ipynb #1634f1f4
-TOOLS = """  const field = make("input", { type: "text", placeholder: "new class", enterKeyHint: "done" })
+# %% ../../nbs/use/widget.ipynb #75204641
+ACTS = """
+  const give = (label) => {
+    const item = now()
+    if (!item || !ready) return
+    item.label = label
+    if (back) back -= 1; else past.push(line.shift())
+    const took = seconds()
+    began = Date.now(); ready = false; draw()
+    requestAnimationFrame(() => { ready = true })
+    send({ do: "label", path: item.path, label, seconds: took })
+  }
+  const accept = () => {
+    const item = now(), said = item && (item.odd || item.guess?.[0])
+    if (grid) confirm(); else if (said) give(said)
+  }
+  const step = (by) => {
+    back = Math.max(0, Math.min(past.length, back - by)); began = Date.now(); draw()
+  }
+  const leave = () => { grid = null; wrong.clear(); began = Date.now(); draw() }
+  const look = (label = "") => { if (grid && !label) leave(); else send({ do: "grid", label }) }
+  const confirm = () => {
+    const paths = grid.images.map((p) => p.path), right = paths.filter((p) => !wrong.has(p)), label = grid.name
+    send({ do: "confirm", label, right, wrong: [...wrong], seconds: seconds() })
+    wrong.clear(); began = Date.now(); send({ do: "grid", label })
+  }
+  const undo = () => { if (grid) leave(); send({ do: "undo" }) }
+  const actions = { s: () => give(""), u: undo, n: () => field.focus(), g: () => look(), 0: () => give(NONE) }
+"""
+
+# %% ../../nbs/use/widget.ipynb #141c2690
+TOOLS = """
+  const field = make("input", { type: "text", placeholder: "new class", enterKeyHint: "done" })
   field.setAttribute("aria-label", "name of a new class; Enter adds it and gives it to this image")
   const add = () => {
-    const name = field.value.trim()
-    if (name && now()) { send({ do: "add", label: name, path: now().path }); field.value = ""; next(); root.focus() }
+    const name = field.value.trim(), [old, label] = name.split(" = ")
+    if (label && state.classes.includes(old)) send({ do: "rename", old, label })
+    else if (name && now()) give(name)
+    else return
+    field.value = ""; root.focus()
   }
   const button = (text, key, act, hint) =>
     make("button", { type: "button", title: hint, onclick: act }, make("kbd", {}, key), text)
-  const which = button("grid", "G", actions.g, "one image at a time, or a grid")
+  const which = button("look over", "G", () => look(), "a grid of what the model would call one class")
+  const target = make("input", { type: "number", min: 1, max: 99, placeholder: "target %" })
+  target.setAttribute("aria-label", "accuracy that is wanted, in percent")
+  target.onchange = () => send({ do: "target", target: target.value ? target.value / 100 : null })
   tools.append(button("skip", "S", actions.s, "leave this image without a label"),
     button("undo", "U", actions.u, "take back the last decision"), which,
-    button("", "\\u2190", () => turn(-1), "previous image"), button("", "\\u2192", () => turn(1), "next image"),
-    make("span", { className: "new" }, field, button("add", "N", add, "add the class and give it to this image")))
+    button(NONE, "0", actions[0], "a class for what belongs to no other"),
+    button("", "\\u2190", () => step(-1), "previous image"), button("", "\\u2192", () => step(1), "next image"),
+    make("span", { className: "new" }, field,
+      button("add", "N", add, "add the class and give it to this image; 'cat = feline' renames or merges")))
 
   const told = () => {
-    const late = [...open.values()].some((t) => Date.now() - t > 4000)
-    const waiting = late ? `${open.size} not saved yet: is the kernel busy or gone?` : open.size ? "saving" : "saved"
-    const saved = problem ? `NOT SAVED: ${problem}` : waiting
+    const waiting = [...open.values()].filter((o) => o.do !== "news")
+    const late = [...open.values()].some((o) => Date.now() - o.at > 4000)
+    const gone = waiting.length ? `${waiting.length} not saved yet: is the kernel busy or gone?` : "the kernel is busy"
+    const saving = late ? gone : waiting.length ? "saving" : "saved"
+    const saved = problem || saving
     status.classList.toggle("wrong", Boolean(problem) || late)
-    const left = make("progress", { max: model.get("total"), value: model.get("labelled") + model.get("skipped") })
+    const left = make("progress", { max: state.total || 1, value: state.labelled + state.skipped })
     left.setAttribute("aria-label", "images decided")
-    const counted = `${model.get("labelled")} labelled, ${model.get("skipped")} skipped, of ${model.get("total")}`
+    const counted = `${state.labelled} labelled, ${state.skipped} skipped, of ${state.total}`
     status.replaceChildren(left, make("span", {}, `${counted} \\u00b7 ${saved}`))
   }
-  const picture = (p, i) => {
-    const f = make("figure", { className: i === at ? "here" : "", onclick: () => { at = i; draw() } })
+"""
+
+# %% ../../nbs/use/widget.ipynb #94ae6fdd
+DRAW = """
+  const picture = (p) => {
     const none = () => make("div", { className: "none" }, "cannot be read")
-    f.append(p.src ? make("img", { src: p.src, alt: p.path, draggable: false }) : none(),
-      make("figcaption", {}, p.label === null ? (grid ? "\\u00a0" : p.path) : p.label === "" ? "skipped" : p.label))
+    const f = make("figure", { className: "here" },
+      p.src ? make("img", { src: p.src, alt: p.path, draggable: false }) : none(),
+      make("figcaption", {}, p.label === null ? p.path : p.label === "" ? "skipped" : p.label))
     f.classList.toggle("done", p.label !== null)
     return f
   }
+  const tile = (p) => {
+    const b = make("button", { type: "button", className: "tile", title: p.path })
+    b.append(make("img", { src: p.src, alt: p.path, draggable: false }))
+    b.setAttribute("aria-pressed", wrong.has(p.path))
+    b.onclick = () => {
+      if (wrong.has(p.path)) wrong.delete(p.path); else wrong.add(p.path)
+      b.setAttribute("aria-pressed", wrong.has(p.path)); hint()
+    }
+    return b
+  }
+  const hint = () => {
+    const item = now(), key = make("kbd", {}, "Space"), text = []
+    const yes = (label) => make("button", { type: "button", onclick: accept }, key, label)
+    if (grid) text.push(make("b", {}, `Is all of this ${grid.name}?`), " Click what is not. ",
+      yes(`${grid.images.length - wrong.size} are, ${wrong.size} are not`),
+      make("button", { type: "button", onclick: leave }, make("kbd", {}, "Esc"), "back"))
+    else if (!item) text.push(state.total ? "Nothing is left to ask." : "Looking for images.")
+    else if (item.odd) text.push(`You said ${item.label}, everything around it is `, yes(item.odd))
+    else if (item.origin === "checked") text.push("An audit: answered without a guess, to see how good the model is.")
+    else if (item.guess) text.push("Guess: ", yes(`${item.guess[0]} ${Math.round(100 * item.guess[1])} %`))
+    else text.push(state.told || "")
+    guess.replaceChildren(...text)
+  }
 """
 
-# %% ../../nbs/use/widget.ipynb #81b7aa6d
-DRAW = """  const draw = () => {
-    at = Math.min(at, Math.max(0, page().length - 1))
-    const names = model.get("classes"), counts = model.get("counts"), keys = model.get("letters")
+# %% ../../nbs/use/widget.ipynb #4d62e48d
+BUTTONS = """
+  const draw = () => {
+    const item = now(), names = state.classes
     // a class button that has the focus keeps it
     const held = [...classes.children].indexOf(root.getRootNode().activeElement)
-    root.classList.toggle("grid", grid)
-    stage.replaceChildren(...page().map(picture).filter((_, i) => grid || i === at))
+    root.classList.toggle("grid", Boolean(grid))
+    stage.replaceChildren(...(grid ? grid.images.map(tile) : item ? [picture(item)] : []))
     classes.replaceChildren(...names.map((name, k) => {
-      const key = make("kbd", {}, (keys[k] || "").toUpperCase()), n = make("small", {}, String(counts[name] || 0))
-      const b = make("button", { type: "button", onclick: () => give(name) }, key, name, n)
-      b.classList.toggle("here", Boolean(now()) && now().label === name)
+      const key = make("kbd", {}, (state.letters[k] || "").toUpperCase())
+      const n = make("small", {}, String(state.counts[name] || 0))
+      const b = make("button", { type: "button", onclick: () => grid ? look(name) : give(name) }, key, name, n)
+      b.classList.toggle("here", grid ? grid.name === name : Boolean(item) && item.label === name)
       return b
     }))
     if (held >= 0) classes.children[held]?.focus()
-    which.lastChild.textContent = grid ? "one" : "grid"
-    told()
+    hint(); told(); rate()
   }
 """
 
-# %% ../../nbs/use/widget.ipynb #bc6e9bcc
-KEYS_AND_NEWS = """  root.addEventListener("keydown", (e) => {
+# %% ../../nbs/use/widget.ipynb #78a33ad2
+RATE = """
+  const line_of = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("")
+  const chart = () => {
+    const seen = state.curve.filter(([, , n]) => n), last = Math.max(20, ...state.curve.map(([a]) => a))
+    const x = (a) => 30 + 260 * a / last, y = (p) => 100 - 90 * p, at = state.look
+    const band = at ? `<rect x="${x(at[2])}" y="${y(at[1])}" width="${290 - x(at[2])}" height="${y(at[0]) - y(at[1])}"
+      fill="#1a73e8" opacity=".2"/>` : ""
+    const ticks = [0, .5, 1].map((p) => `<text x="26" y="${y(p) + 3}" text-anchor="end">${100 * p}</text>
+      <path d="M30 ${y(p)}H290" stroke="currentColor" opacity=".2"/>`).join("")
+    return `<svg viewBox="0 0 300 122" font-size="9" fill="currentColor" role="img"
+      aria-label="audits that the model got right, in percent, against answers">${ticks}${band}
+      <path d="${line_of(seen.map(([a, r, n]) => [x(a), y(r / n)]))}" fill="none" stroke="#1a73e8" stroke-width="2"/>
+      <text x="290" y="116" text-anchor="end">${last} answers</text></svg>`
+  }
+  let drawn = ""
+  const rate = () => {
+    if (!state.told && !(state.curve || []).length) return
+    const [, right, n] = state.curve[state.curve.length - 1] || [0, 0, 0], percent = (p) => `${Math.round(100 * p)} %`
+    const ends = state.look ? `, ${percent(state.look[0])} to ${percent(state.look[1])}` : ""
+    const audits = n ? `${right} of ${n} audits right${ends}` : "no audit yet"
+    const text = [audits, state.advice, state.told].join(" \\u00b7 ")
+    if (text === drawn) return
+    drawn = text
+    const shares = Object.entries(state.shares).map(([k, [p, low, high]]) =>
+      make("li", {}, `${k}: ${percent(p)} of all images (${percent(low)} to ${percent(high)})`))
+    const svg = make("div"); svg.innerHTML = chart()
+    good.replaceChildren(make("summary", {}, text), svg, target, make("ul", {}, ...shares))
+  }
+"""
+
+# %% ../../nbs/use/widget.ipynb #e2065b4d
+KEYS_AND_NEWS = """
+  root.addEventListener("keydown", (e) => {
     e.stopPropagation()
     if (e.ctrlKey || e.metaKey || e.altKey) return
     if (e.target === field) { if (e.key === "Enter") add(); else if (e.key === "Escape") root.focus(); return }
-    const key = e.key.toLowerCase(), k = model.get("letters").indexOf(key)
-    const across = grid ? getComputedStyle(stage).gridTemplateColumns.split(" ").length : 1
-    const step = { arrowleft: -1, arrowright: 1, arrowup: -across, arrowdown: across }[key]
-    if (step) turn(step)
+    if (e.target === target || e.repeat) return
+    const key = e.key.toLowerCase(), k = state.letters.indexOf(key), onButton = e.target.tagName === "BUTTON"
+    if ((key === " " || key === "enter") && !onButton) accept()
+    else if (key === "escape" && grid) leave()
+    else if (key === "arrowleft" || key === "arrowright") step(key === "arrowleft" ? -1 : 1)
     else if (actions[key]) actions[key]()
-    else if (key.length === 1 && k >= 0 && k < model.get("classes").length) give(model.get("classes")[k])
+    else if (key.length === 1 && k >= 0 && k < state.classes.length) (grid ? look : give)(state.classes[k])
     else return
     e.preventDefault()
   })
-  root.addEventListener("click", (e) => { if (e.detail && e.target !== field) root.focus({ preventScroll: true }) })
-  const fresh = () => { const first = page().findIndex((p) => p.label === null); at = first >= 0 ? first : 0; draw() }
+  root.addEventListener("click", (e) => {
+    if (e.detail && e.target !== field && e.target !== target) root.focus({ preventScroll: true })
+  })
   const answer = (m) => {
-    if ("answered" in m) { open.delete(m.answered); problem = m.problem || problem }
-    if ("at" in m) { at = m.at; draw() } else told()
+    const mine = open.get(m.answered)
+    if (!mine) return                                            // another window's
+    open.delete(m.answered)
+    if (m.problem) problem = mine.do === "grid" ? m.problem : `NOT SAVED: ${m.problem}`
+    if (m.problem && mine.do === "label") {                      // it is not decided: shown again
+      items.get(mine.path).label = null; past = past.filter((p) => p !== mine.path)
+    }
+    const before = JSON.stringify([state, line, grid]), shown = now()
+    for (const p of m.items) if (!items.has(p.path) || p.path !== line[0]) items.set(p.path, p)
+    for (const [p, g] of Object.entries(m.guesses || {})) if (p !== line[0] && items.has(p)) items.get(p).guess = g
+    const { model: seen } = state
+    state = m.state
+    if (![...open.values()].some((o) => ["label", "undo", "confirm"].includes(o.do))) line = m.line
+    else state.model = seen                                      // the guesses of this reply were not for this line
+    if (m.at) { back = 0; past = past.filter((p) => p !== m.at); if (items.has(m.at)) items.get(m.at).label = null }
+    if ("grid" in m) { grid = m.grid; wrong.clear(); began = Date.now() } else if (mine.do === "grid") grid = null
+    if (JSON.stringify([state, line, grid]) !== before || now() !== shown) draw(); else told()
+    if (mine.do !== "news" && !line.length) send({ do: "news" })
   }
-  model.on("change:start", fresh)
-  for (const name of ["page", "classes", "counts", "labelled", "skipped"]) model.on(`change:${name}`, draw)
   model.on("msg:custom", answer)
-  const clock = setInterval(told, 2000)
-  fresh()
-  return () => { clearInterval(clock); model.off("change:start", fresh); model.off("msg:custom", answer) }
+  const clock = setInterval(() => {
+    for (const [id, o] of open) if (o.do === "news" && Date.now() - o.at > 8000) open.delete(id)  // it was lost
+    if (!open.size && !document.hidden) send({ do: "news" }); else told()
+  }, 500)
+  send({ do: "news" })
+  return () => { clearInterval(clock); model.off("msg:custom", answer) }
 }
 export default { render }
 """
-VIEW = STATE + TOOLS + DRAW + KEYS_AND_NEWS
+VIEW = STATE + ACTS + TOOLS + DRAW + BUTTONS + RATE + KEYS_AND_NEWS
