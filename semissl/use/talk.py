@@ -12,7 +12,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from PIL import Image
 
@@ -21,9 +21,6 @@ from ..data.images import ImageSet
 from .asking import upcoming
 from .audit import advice, class_shares, last_look
 from .learner import Snapshot
-
-if TYPE_CHECKING:
-    from semissl.use.labeller import Labeller
 
 # %% auto #0
 __all__ = ['AHEAD', 'GRID', 'ALONE', 'DO', 'picture', 'guess_of', 'question', 'in_line', 'how_good', 'state_of', 'grid_of',
@@ -36,7 +33,7 @@ ALONE = 60.0  # seconds after which a window that is silent has nothing in hand
 
 
 def picture(
-    labeller: Labeller,  # whose images
+    labeller: Any,  # a `Labeller`
     path: str,  # which
     size: int = 0,  # side, pixels; 0 = the labeller's
 ) -> str:  # a data: address; "" for a file that cannot be read
@@ -55,9 +52,9 @@ def picture(
     image.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
-
+# %% ../../nbs/use/talk.ipynb #94f44513
 def guess_of(
-    labeller: Labeller,
+    labeller: Any,  # a `Labeller`
     path: str,  # of an image
 ) -> list | None:  # class and probability; None for an audit, and where nothing is known
     "What the model says of an image, to people."
@@ -66,7 +63,7 @@ def guess_of(
 
 
 def question(
-    labeller: Labeller,
+    labeller: Any,  # a `Labeller`
     path: str,  # of an image
     origin: str,  # "asked", "checked", or "again" for a label that everything contradicts
 ) -> dict:
@@ -77,7 +74,7 @@ def question(
 
 # %% ../../nbs/use/talk.ipynb #70135f46
 def in_line(
-    labeller: Labeller,
+    labeller: Any,  # a `Labeller`
     message: dict,  # {window, have: paths in hand, model: the one that they are from}
     first: str | None = None,  # an image to show at once
 ) -> list[tuple[str, str]]:  # path and origin
@@ -98,8 +95,8 @@ def in_line(
     labeller.hands = hands | {message.get("window", ""): ([p for p, _ in found], time.time())}
     return found
 
-
-def how_good(labeller: Labeller) -> dict:
+# %% ../../nbs/use/talk.ipynb #db80d916
+def how_good(labeller: Any) -> dict:
     "What is known of the model: the curve, the watched interval, the shares of the classes, and whether to go on."
     curve = labeller.learner.curve if labeller.learner else []
     look, audits = last_look(curve), Counter(labeller.audits.values())
@@ -114,7 +111,7 @@ def how_good(labeller: Labeller) -> dict:
     )
 
 
-def state_of(labeller: Labeller) -> dict:
+def state_of(labeller: Any) -> dict:
     "What every window shows."
     decided = [labeller.table.get(p) for p in labeller.order]
     return how_good(labeller) | dict(
@@ -128,7 +125,7 @@ def state_of(labeller: Labeller) -> dict:
 
 # %% ../../nbs/use/talk.ipynb #dd5216c8
 def grid_of(
-    labeller: Labeller,
+    labeller: Any,  # a `Labeller`
     now: Snapshot,  # the newest model
     name: str = "",  # of a class; "" = the one that most images wait for
     size: int = GRID,  # images at most
@@ -141,7 +138,7 @@ def grid_of(
     return name, called.get(name, [])[:size]
 
 
-def grid_shown(labeller: Labeller, name: str) -> dict | None:
+def grid_shown(labeller: Any, name: str) -> dict | None:
     "A grid as a window shows it; ValueError where there is nothing to look over."
     name, paths = grid_of(labeller, labeller.now, name)
     if not paths:
@@ -150,41 +147,41 @@ def grid_shown(labeller: Labeller, name: str) -> dict | None:
     return dict(name=name, images=images)
 
 # %% ../../nbs/use/talk.ipynb #646cda00
-def do_label(labeller: Labeller, message: dict, reply: dict) -> None:
+def do_label(labeller: Any, message: dict, reply: dict) -> None:
     origin = "checked" if message["path"] in labeller.blind else "asked"
     labeller.label(message["path"], message["label"], origin, message.get("seconds"))
     labeller.again.discard(message["path"])
 
 
-def do_undo(labeller: Labeller, message: dict, reply: dict) -> None:
+def do_undo(labeller: Any, message: dict, reply: dict) -> None:
     if path := labeller.undo():
         reply["at"] = path
 
 
-def do_rename(labeller: Labeller, message: dict, reply: dict) -> None:
+def do_rename(labeller: Any, message: dict, reply: dict) -> None:
     labeller.rename(message["old"], message["label"])
 
 
-def do_grid(labeller: Labeller, message: dict, reply: dict) -> None:
+def do_grid(labeller: Any, message: dict, reply: dict) -> None:
     reply["grid"] = grid_shown(labeller, message.get("label", ""))
 
 
-def do_confirm(labeller: Labeller, message: dict, reply: dict) -> None:
+def do_confirm(labeller: Any, message: dict, reply: dict) -> None:
     labeller.confirm(message["label"], message["right"], message.get("seconds"))
     labeller.first = [*message["wrong"], *labeller.first]
 
 
-def do_target(labeller: Labeller, message: dict, reply: dict) -> None:
+def do_target(labeller: Any, message: dict, reply: dict) -> None:
     labeller.aim(message.get("target"))
 
 
-DO: dict[str, Callable[[Labeller, dict, dict], None]] = dict(
+DO: dict[str, Callable[[Any, dict, dict], None]] = dict(
     label=do_label, undo=do_undo, rename=do_rename, grid=do_grid, confirm=do_confirm, target=do_target
 )
 
 # %% ../../nbs/use/talk.ipynb #66a8aa17
 def respond(
-    labeller: Labeller,  # is changed
+    labeller: Any,  # a `Labeller`, which is changed
     message: dict,  # {id, window, do, have, model, ...} from a browser; "news" does nothing
 ) -> dict:  # {answered, line, items, guesses, state, problem, at, grid}
     "Do what a window asks, save it, then answer; what goes wrong is told in the window."

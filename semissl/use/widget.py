@@ -8,7 +8,7 @@ Docs: https://semissl.github.io/semissl/use/widget.html.md"""
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['LOOK', 'STATE', 'ACTS', 'TOOLS', 'DRAW', 'BUTTONS', 'RATE', 'KEYS_AND_NEWS', 'VIEW']
+__all__ = ['LOOK', 'STATE', 'ACTS', 'TOOLS', 'SAVED', 'DRAW', 'BUTTONS', 'RATE', 'KEYBOARD', 'NEWS', 'VIEW']
 
 # %% ../../nbs/use/widget.ipynb #a319aa98
 LOOK = """
@@ -147,7 +147,10 @@ TOOLS = """
     button("", "\\u2190", () => step(-1), "previous image"), button("", "\\u2192", () => step(1), "next image"),
     make("span", { className: "new" }, field,
       button("add", "N", add, "add the class and give it to this image; 'cat = feline' renames or merges")))
+"""
 
+# %% ../../nbs/use/widget.ipynb #d0ef76cc
+SAVED = """
   const told = () => {
     const waiting = [...open.values()].filter((o) => o.do !== "news")
     const late = [...open.values()].some((o) => Date.now() - o.at > 4000)
@@ -249,7 +252,7 @@ RATE = """
 """
 
 # %% ../../nbs/use/widget.ipynb #e2065b4d
-KEYS_AND_NEWS = """
+KEYBOARD = """
   root.addEventListener("keydown", (e) => {
     e.stopPropagation()
     if (e.ctrlKey || e.metaKey || e.altKey) return
@@ -267,6 +270,10 @@ KEYS_AND_NEWS = """
   root.addEventListener("click", (e) => {
     if (e.detail && e.target !== field && e.target !== target) root.focus({ preventScroll: true })
   })
+"""
+
+# %% ../../nbs/use/widget.ipynb #6a809164
+NEWS = """
   const answer = (m) => {
     const mine = open.get(m.answered)
     if (!mine) return                                            // another window's
@@ -297,4 +304,4 @@ KEYS_AND_NEWS = """
 }
 export default { render }
 """
-VIEW = STATE + ACTS + TOOLS + DRAW + BUTTONS + RATE + KEYS_AND_NEWS
+VIEW = STATE + ACTS + TOOLS + SAVED + DRAW + BUTTONS + RATE + KEYBOARD + NEWS
