@@ -66,7 +66,7 @@ def transport(
     most: int = 2000,  # rounds
 ) -> np.ndarray:  # (N, K) probabilities
     """Rows to classes, each class with its share, by Sinkhorn's scaling (Cuturi 2013); over-relaxed (Thibault et al.
-    2021); a warning where that many rounds are not enough, so that no training ends for it."""
+    2021); a warning where that many rounds leave a share far off, so that no training ends for it."""
     real, p = prior > 0, np.zeros(z.shape)
     a, share = np.log(np.maximum(z[:, real], 1e-12)) / tau, prior[real] / prior.sum() * len(z)  # (N, k), (k,)
     # scaled by factors of exp(300) at most: no overflow
@@ -79,7 +79,7 @@ def transport(
         v *= (share / found) ** 1.5  # a step and a half: three times as fast where classes hardly touch
         v /= v.max()  # rows take it up
         u = 1 / (a @ v)
-    else:
+    if error > 5 * within:
         warnings.warn(
             f"expected class shares within {within:.0%} after {most} rounds, got one {error:.1%} off with tau={tau}",
             stacklevel=2,
