@@ -190,8 +190,10 @@ def learn(
     folder, size, classes = Path(config.run_dir), images.images.shape[-1], list(images.classes)
     rows = (images.labels >= 0).nonzero()[:, 0]
     task = Task(images, None, None, LabelSplit(rows, rows[:0], split_hash(images.labels, rows, rows[:0])))
-    if not len(rows) and learns_on(config) == "features":
-        return only_seen(seen_by(config, task)[1]), {}
+    if not len(rows):
+        config = replace(config, calibration_folds=0)  # there is no confidence to scale
+        if learns_on(config) == "features":
+            return only_seen(seen_by(config, task)[1]), {}
     folder.mkdir(parents=True, exist_ok=True)
     task, sight = looked(config, task)
     begin = begin_with(before, projector, classes)
