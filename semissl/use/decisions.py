@@ -72,8 +72,15 @@ class Labels:
         for row in rows:
             row = row + [""] * (len(COLUMNS) - len(row))
             origin, took = row[at["origin"]], row[at["seconds"]]
-            more[row[at["path"]].replace("\\", "/").removeprefix("./")] = origin, float(took) if took else None
+            more[row[at["path"]].replace("\\", "/").removeprefix("./")] = origin, self.number(took)
         return {path: Decision(label, *more[path]) for path, label in labels.items()}
+
+    def number(self, text: str) -> float | None:
+        "Seconds in the file, with the comma of some spreadsheets; ValueError for what is none."
+        try:
+            return float(text.replace(",", ".")) if text else None
+        except ValueError as err:
+            raise ValueError(f"expected seconds as a number in {self.file.name}, got {text!r}") from err
 
 # %% ../../nbs/use/decisions.ipynb #d0746985
 @patch

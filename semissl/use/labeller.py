@@ -218,14 +218,13 @@ def rename(
     "Give a class another name, in all its labels at once; ValueError for a class that is not there."
     if old not in self.classes:
         raise ValueError(f"expected one of the classes {self.classes}, got {old!r}")
-    new = check_name(new)
+    others = [c for c in self.classes if c != old]
+    if (new := check_name(new)) not in others:
+        if same := next((c for c in others if alike([c, new])), None):
+            raise ValueError(f"expected {same!r} itself or a name that differs in more than case, got {new!r}")
+        others.insert(self.classes.index(old), new)  # its key stays
+    self.classes = others
     mine = {image: said._replace(label=new) for image, said in self.decisions.items() if said.label == old}
-    self.classes.remove(old)
-    try:
-        self.add_class(new)
-    except ValueError:
-        self.classes.append(old)
-        raise
     if mine:
         self.put(mine)
     return len(mine)
@@ -261,12 +260,14 @@ def confirm(
     self: Labeller,
     name: str,  # of a class
     paths: Iterable[str | Path],  # images that are of it
+    wrong: Iterable[str | Path] = (),  # images that were taken out: they are asked next
     seconds: float | None = None,  # that looking them over took
 ) -> None:
     "Give many images a class at once, as one step."
     paths = [self.checked_path(p) for p in paths]
     self.add_class(name := check_name(name))
     each = None if seconds is None else seconds / max(1, len(paths))
+    self.first = [*map(self.checked_path, wrong), *self.first]
     if paths:
         self.put({path: Decision(name, "confirmed", each) for path in paths})
 

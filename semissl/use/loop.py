@@ -32,7 +32,7 @@ def answered(
     every: int,  # see `upcoming`
 ) -> int:  # answers, fewer where nothing is left
     "Some questions, one after the other."
-    queue = quick.ask(n, labeller.table, now, labeller.reserved)
+    queue = [*labeller.first, *quick.ask(n, labeller.table, now, labeller.reserved)]
     questions = upcoming(labeller.decisions, labeller.reserved, queue, n, every=every)
     for image, origin in questions:
         labeller.label(image, answer(image), origin)
@@ -47,9 +47,12 @@ def grid_answered(
 ) -> int:  # clicks
     "Somebody takes the wrong ones out of a grid, and confirms the rest."
     name, images = grid_of(labeller, now, size=size)
+    if not images:
+        return 0
     right = [i for i in images if answer(i) == name]
-    labeller.confirm(name, right) if right else None
-    return len(images) - len(right) + 1 if images else 0
+    wrong = [i for i in images if i not in right]
+    labeller.confirm(name, right, wrong)
+    return len(wrong) + 1
 
 # %% ../../nbs/use/loop.ipynb #f05a9eb9
 def row_of(

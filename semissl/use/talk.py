@@ -131,7 +131,7 @@ def grid_of(
     size: int = GRID,  # images at most
 ) -> tuple[str, list[str]]:  # the class, and images that it would be given
     "What to look over."
-    closed = labeller.decisions.keys() | set(labeller.reserved)
+    closed = labeller.decisions.keys() | {*labeller.reserved, *labeller.first}
     called = {k: [i for i in now.called(k) if i not in closed] for k in ([name] if name else now.classes)}
     told = Counter(labeller.table.values())
     name = max(called, key=lambda k: len(called[k]) / (1 + told[k]), default=name)
@@ -167,8 +167,7 @@ def do_grid(labeller: Any, message: dict, reply: dict) -> None:
 
 
 def do_confirm(labeller: Any, message: dict, reply: dict) -> None:
-    labeller.confirm(message["label"], message["right"], message.get("seconds"))
-    labeller.first = [*message["wrong"], *labeller.first]
+    labeller.confirm(message["label"], message["right"], message["wrong"], message.get("seconds"))
 
 
 def do_target(labeller: Any, message: dict, reply: dict) -> None:
@@ -188,10 +187,12 @@ def respond(
     reply: dict = {"answered": message.get("id")}
     with labeller.turn:
         try:
-            if act := DO.get(message["do"]):
+            if act := DO.get(message.get("do")):
                 act(labeller, message, reply)
         except (ValueError, OSError) as err:
             reply["problem"] = str(err)
+        except KeyError as err:
+            reply["problem"] = f"expected a message of {message.get('do')!r} with {err}, got {sorted(message)}"
         line, have = in_line(labeller, message, reply.get("at")), set(message.get("have", ()))
         reply["line"] = [path for path, _ in line]
         reply["items"] = [question(labeller, path, origin) for path, origin in line if path not in have]
