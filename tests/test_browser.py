@@ -339,3 +339,59 @@ def test_label_from_a_shell_killed_half_way(tmp_path, browser):
         and sum(found[p] == truth[p] for p in found) == 21
         and names[-1] in found.values()
     )
+
+
+def test_a_model_learns_beside(tmp_path, browser):
+    """Answers by keys while a model looks and learns: its guess comes and is accepted, a grid is confirmed and taken
+    back, and the file has every answer."""
+    truth = photos(tmp_path / "photos", 60)
+    names = sorted(set(truth.values()))
+    code = "from semissl.use.page import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "photos", "--classes", ",".join(names), "--no-browser"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    def table():
+        return {r["path"]: r for r in csv.DictReader(open(tmp_path / "labels.csv", newline="", encoding="utf-8"))}
+
+    try:
+        address = next(w for line in process.stdout for w in line.split() if w.startswith("http://127.0.0.1:"))
+        page, wrong, given = window(browser, 900, 900), [], {}
+        page.on("pageerror", lambda err: wrong.append(str(err)))
+        page.goto(address)
+        widget = page.locator(".semissl")
+        page.wait_for_selector("figure.here img")
+        for n in range(24):  # the look may still go on: nobody waits for it
+            path = shown(widget)
+            page.keyboard.press(str(names.index(truth[path]) + 1))
+            saved(page, widget, n + 1)
+            given[path] = truth[path]
+        page.wait_for_function("() => document.querySelector('.good').textContent.includes('learnt from')")
+        for n in range(24, 40):
+            path, said = shown(widget), page.locator(".guess").inner_text()
+            right = said.startswith("Guess") and truth[path] in said
+            page.keyboard.press(" " if right else str(names.index(truth[path]) + 1))
+            given |= {path: truth[path]}
+            saved(page, widget, n + 1)
+        found = table()
+        assert {p: r["label"] for p, r in found.items()} == given and len(found) == 40
+        assert sum(r["origin"] == "checked" for r in found.values()) == 8  # one in five, blind
+        page.keyboard.press("g")
+        page.wait_for_selector(".tile")
+        tiles = [t.get_attribute("title") for t in page.locator(".tile").all()]
+        page.locator(".tile").first.click()  # not of this class
+        page.keyboard.press(" ")
+        page.wait_for_function(f"() => document.querySelector('.status').textContent.startsWith('{39 + len(tiles)} ')")
+        assert sum(r["origin"] == "confirmed" for r in table().values()) == len(tiles) - 1
+        page.keyboard.press("u")  # a grid is one step
+        saved(page, widget, 40)
+        assert {p: r["label"] for p, r in table().items()} == given and not wrong
+        assert tiles[0] not in table()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)

@@ -29,16 +29,18 @@ body {{ margin: 12px auto; max-width: 46rem; font: 15px system-ui, sans-serif }}
 <script type="module">
 {view}
 const heard = new Set()
+let last = Promise.resolve() // one message after the other: a grid is asked for when the last is saved
 const model = {{
   on: (event, act) => heard.add(act),
   off: (event, act) => heard.delete(act),
-  send: async (message) => {{
+  send: (message) => {{ last = last.then(() => post(message)) }},
+}}
+const post = async (message) => {{
     const asked = {{ method: "POST", body: JSON.stringify(message) }}
     const answer = await fetch("/say?word={word}", asked).catch(() => null)
     if (!answer?.ok) return // the command has ended: the status line says that it is not saved
     const told = await answer.json()
     for (const act of [...heard]) act(told)
-  }},
 }}
 render({{ model, el: document.getElementById("labeller") }})
 // on a page of its own the keys are the labeller's from the start

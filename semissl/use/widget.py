@@ -81,13 +81,14 @@ function render({ model, el }) {
   root.append(status, stage, guess, classes, tools, good); el.append(root)
   const me = Math.random().toString(36).slice(2), open = new Map(), items = new Map()
   let state = { classes: [], counts: {}, letters: "", labelled: 0, skipped: 0, total: 0, model: -1 }
-  let line = [], past = [], back = 0, began = Date.now(), grid = null, wrong = new Set(), problem = "", ready = true
+  let line = [], past = [], back = 0, began = Date.now(), grid = null, wrong = new Set()
+  let problem = "", ready = true, newest = ""
 
   const now = () => items.get(back ? past[past.length - back] : line[0])
   const send = (what) => {
     const id = Math.random().toString(36).slice(2)
     open.set(id, { at: Date.now(), do: what.do, path: what.path })
-    if (what.do !== "news") problem = ""
+    if (what.do !== "news") { problem = ""; newest = id }
     model.send({ ...what, id, window: me, have: line, model: state.model }); told()
   }
   const seconds = () => Math.min(600, (Date.now() - began) / 1000)
@@ -278,7 +279,8 @@ NEWS = """
     const mine = open.get(m.answered)
     if (!mine) return                                            // another window's
     open.delete(m.answered)
-    if (m.problem) problem = mine.do === "grid" ? m.problem : `NOT SAVED: ${m.problem}`
+    if (m.problem && mine.do !== "grid") problem = `NOT SAVED: ${m.problem}`
+    else if (m.problem && m.answered === newest) problem = m.problem
     if (m.problem && mine.do === "label") {                      // it is not decided: shown again
       items.get(mine.path).label = null; past = past.filter((p) => p !== mine.path)
     }
